@@ -1,0 +1,1 @@
+"""Checks of the installed code against its privacy claim."""

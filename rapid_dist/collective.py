@@ -1,0 +1,64 @@
+"""What a training loop needs from the other workers: a sum, a broadcast and a barrier.
+
+Loops take a ``Collective`` as an argument, so the same loop runs in one plain process and
+on Ray Train's workers, and neither knows which.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class Collective(Protocol):
+    """One worker's view of the group of workers that run the same loop."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def sum_(self, flat: torch.Tensor) -> None:
+        """Replaces ``flat`` by its sum over all workers, bit-equal on every one of them."""
+
+    def broadcast_bytes(self, payload: bytes) -> bytes:
+        """Returns rank 0's payload on every rank; all ranks pass payloads of one length."""
+
+    def barrier(self) -> None: ...
+
+
+class SingleProcess:
+    """The group of one."""
+
+    rank = 0
+    world_size = 1
+
+    def sum_(self, flat: torch.Tensor) -> None:
+        pass
+
+    def broadcast_bytes(self, payload: bytes) -> bytes:
+        return payload
+
+    def barrier(self) -> None:
+        pass
+
+
+class TorchCollective:
+    """The group of an initialised ``torch.distributed`` process group (Gloo or NCCL)."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self._device = device or torch.device("cpu")
+
+    def sum_(self, flat: torch.Tensor) -> None:
+        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+
+    def broadcast_bytes(self, payload: bytes) -> bytes:
+        buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self._device)
+        dist.broadcast(buffer, src=0)
+        return bytes(buffer.cpu().numpy())
+
+    def barrier(self) -> None:
+        dist.barrier()

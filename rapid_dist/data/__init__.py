@@ -1,0 +1,1 @@
+"""What images there are, and on which side of the trust boundary each one stands."""

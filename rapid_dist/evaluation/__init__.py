@@ -1,0 +1,1 @@
+"""Fidelity, diversity, usefulness and memorisation of generated images."""

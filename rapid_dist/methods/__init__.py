@@ -1,0 +1,1 @@
+"""One file a paper, saying which parts it puts together."""

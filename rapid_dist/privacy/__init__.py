@@ -1,0 +1,1 @@
+"""Mechanisms, their cost and their ledger. Knows no model and no data."""

@@ -1,0 +1,1 @@
+"""The only room that ever holds a private example."""

@@ -1,0 +1,1 @@
+"""What leaves the trust boundary: bundle, registry, report."""

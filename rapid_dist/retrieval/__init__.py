@@ -1,0 +1,1 @@
+"""The knowledge base of public trajectories. Knows no privacy and no cluster."""

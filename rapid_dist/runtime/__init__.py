@@ -1,0 +1,1 @@
+"""The only room that imports ray: cluster, pools, train workers, tracking."""
