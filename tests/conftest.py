@@ -1,0 +1,44 @@
+"""What every test gets: a quiet, offline environment, and one Ray cluster for those that ask.
+
+Tests marked ``ray`` go to one worker of pytest-xdist (``--dist loadgroup``): two clusters on one
+small machine would only wait for each other.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Set before torch, ray or mlflow is imported, and inherited by every process a test starts.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MPLBACKEND": "Agg",
+    "OMP_NUM_THREADS": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+# What a developer's shell may point at a real server; a test must not find it.
+FORGOTTEN = ["MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "AWS_ENDPOINT_URL"]
+
+
+def pytest_configure() -> None:
+    os.environ.update(ENVIRONMENT)
+    for name in FORGOTTEN:
+        os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local cluster of 6 logical CPUs for all tests of this process."""
+    from rapid_dist.runtime import cluster
+
+    cluster.connect(num_cpus=6)
+    yield
+    cluster.shutdown()
