@@ -1,0 +1,118 @@
+"""How a run says which images it uses: the settings of private and public sources."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rapid_dist.data.images import check_name, check_shape
+from rapid_dist.errors import ConfigError
+
+SOURCES = (
+    "celeba",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "emnist_letters",
+    "fashion_mnist",
+    "folder",
+    "kannada",
+    "kmnist",
+    "letters",
+    "mednist",
+    "mnist",
+    "notmnist",
+    "npz",
+    "omniglot",
+    "pneumonia",
+)
+SOURCES_WITH_PATH = ("folder", "npz")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrivateSource:
+    """The private data set and everything that is declared of it; all of this is public."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source: str  # One of SOURCES.
+    name: str  # Identity of the data set: one ledger a name.
+    num_records: int  # Images in the train part, after ``limit``.
+    num_classes: int  # 0 = train without labels.
+    size: int
+    channels: int = 1
+    path: str | None = None  # Of folder and npz: local, or s3://.
+    limit: int | None = None  # Use this many records of the train part.
+    held_out_share: float = 0.2  # Of a source without a test part.
+    label_column: str | None = None  # Of npz (default "labels") and celeba (default "Male").
+    group_column: str | None = None  # Makes a group (a patient) the privacy unit.
+    num_groups: int | None = None  # Groups in the train part; declared with group_column.
+    value_range: tuple[float, float] = (0.0, 255.0)  # Of an npz's numbers.
+    invert: bool = False
+    margin: float = 0.0
+    licence: str = ""  # Of folder and npz; the named sources know theirs.
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        _check_common(self)
+        if self.num_records < 1:
+            raise ConfigError(f"num_records must be positive, got {self.num_records}. Declare N.")
+        if self.num_classes < 0:
+            raise ConfigError(
+                f"num_classes must not be negative, got {self.num_classes}. Use 0 for no labels."
+            )
+        if self.limit is not None and self.limit != self.num_records:
+            raise ConfigError(
+                f"limit={self.limit} and num_records={self.num_records} differ. "
+                "With a limit, N is the limit: declare both alike."
+            )
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError(
+                f"held_out_share must lie in (0, 1), got {self.held_out_share}. 0.2 is usual."
+            )
+        if (self.group_column is None) != (self.num_groups is None):
+            raise ConfigError(
+                f"group_column={self.group_column} and num_groups={self.num_groups}: "
+                "declare both or neither."
+            )
+        check_shape(self.size, self.channels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicSource:
+    """One of the public data sets."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source: str  # One of SOURCES.
+    count: int | None = None  # Images to take (or to render); None takes all, renders 20,000.
+    path: str | None = None  # Of folder and npz: local, or s3://.
+    labels: str = "fine"  # fine, coarse (omniglot: alphabets; letters: cases merged) or none.
+    exclude: tuple[str, ...] = ()  # Names of classes left out.
+    label_column: str | None = None
+    value_range: tuple[float, float] = (0.0, 255.0)
+    invert: bool = False  # For dark strokes on white.
+    margin: float = 0.0  # Share of the frame left black on each side.
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        _check_common(self)
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"count must be positive, got {self.count}. Leave it out for all.")
+        if self.labels not in ("fine", "coarse", "none"):
+            raise ConfigError(f"labels must be fine, coarse or none, got {self.labels!r}.")
+
+
+def _check_common(source: PrivateSource | PublicSource) -> None:
+    if source.source not in SOURCES:
+        raise ConfigError(
+            f"Source {source.source!r} is not known. Use one of {', '.join(SOURCES)}."
+        )
+    if (source.source in SOURCES_WITH_PATH) != (source.path is not None):
+        raise ConfigError(
+            f"Source {source.source} has path={source.path}. A path belongs to "
+            f"{' and '.join(SOURCES_WITH_PATH)}, and to them alone."
+        )
+    low, high = source.value_range
+    if not low < high:
+        raise ConfigError(f"value_range must ascend, got ({low:g}, {high:g}).")
+    if not 0 <= source.margin <= 0.4:
+        raise ConfigError(f"margin must lie in 0..0.4, got {source.margin}.")
