@@ -1,0 +1,145 @@
+"""The prior over trajectories: from which public entry a sample of class y starts.
+
+Public entries are clustered on public features alone. A noised class-by-cluster histogram of
+votes (made and charged elsewhere) becomes one distribution over clusters for every class;
+inside a cluster all entries are equally likely. Everything here is post-processing of that
+histogram and of public data.
+
+Shapes: E entries, Y classes, M clusters, n samples.
+"""
+
+import hashlib
+
+import numpy as np
+
+from rapid_dist.errors import ConfigError, ShardError
+from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+
+
+def normalise(noised_histogram: np.ndarray, threshold: float) -> np.ndarray:
+    """float64 [Y, M] noised counts -> float64 [Y, M] probabilities, every row summing to 1.
+
+    Counts below ``threshold`` (or not above zero) become 0. A row in which nothing is left says
+    nothing about its class: it becomes uniform over all clusters.
+    """
+    if not np.isfinite(noised_histogram).all():
+        raise ConfigError("The noised histogram has non-finite counts. Check the noise multiplier.")
+    kept = np.where(noised_histogram >= threshold, np.maximum(noised_histogram, 0.0), 0.0)
+    kept[kept.sum(axis=1) == 0] = 1.0
+    probabilities: np.ndarray = kept / kept.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+class TrajectoryPrior:
+    """p(entry | class): a distribution over clusters, uniform over the entries of a cluster."""
+
+    def __init__(self, cluster_of_entry: np.ndarray, probabilities: np.ndarray) -> None:
+        """Takes int64 [E] clusters of entries and float64 [Y, M] probabilities of clusters.
+
+        Clusters without entries cannot be drawn: their mass is shared out in proportion among
+        the other clusters of the class (evenly, if it was all of it).
+        """
+        num_clusters = probabilities.shape[1]
+        if len(cluster_of_entry) == 0 or not (
+            0 <= cluster_of_entry.min() <= cluster_of_entry.max() < num_clusters
+        ):
+            raise ConfigError(
+                f"cluster_of_entry must name clusters 0..{num_clusters - 1} for at least one "
+                "entry. Assign the entries with the centroids that the histogram was made with."
+            )
+        self.cluster_of_entry = cluster_of_entry.astype(np.int64)
+        self._sizes = np.bincount(self.cluster_of_entry, minlength=num_clusters)
+        usable = np.where(self._sizes > 0, probabilities, 0.0).astype(np.float64)
+        usable[usable.sum(axis=1) == 0] = self._sizes > 0
+        self.probabilities = usable / usable.sum(axis=1, keepdims=True)
+        self._by_cluster = np.argsort(self.cluster_of_entry, kind="stable")
+        self._first = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        cumulative = np.cumsum(self.probabilities, axis=1)
+        self._cumulative = cumulative / cumulative[:, -1:]  # Ends in exactly 1, above any draw.
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.probabilities)
+
+    def draw(self, labels: np.ndarray, seed: int, ids: np.ndarray) -> np.ndarray:
+        """Returns the entry that each sample starts from, int64 [n].
+
+        Sample i is a pure function of (labels[i], seed, ids[i]): neither the batch nor the
+        worker it is drawn in matters.
+
+        Args:
+          labels: int64 [n], classes in 0..Y-1.
+          seed: one seed for a whole generation.
+          ids: int64 [n], every sample's own number, at least 0.
+        """
+        self._check(labels)
+        uniform = _uniforms(seed, ids)
+        clusters = np.empty(len(labels), np.int64)
+        for label in np.unique(labels):
+            chosen = labels == label
+            clusters[chosen] = np.searchsorted(
+                self._cumulative[label], uniform[chosen, 0], side="right"
+            )
+        places = (uniform[:, 1] * self._sizes[clusters]).astype(np.int64)
+        places = np.minimum(places, self._sizes[clusters] - 1)  # u * size may round up to size.
+        entries: np.ndarray = self._by_cluster[self._first[clusters] + places]
+        return entries
+
+    def entry_probabilities(self, label: int) -> np.ndarray:
+        """Returns p(entry | class), float64 [E]."""
+        self._check(np.array([label]))
+        share = self.probabilities[label] / np.maximum(self._sizes, 1)
+        probabilities: np.ndarray = share[self.cluster_of_entry]
+        return probabilities
+
+    def expected_draws(self, labels: np.ndarray) -> np.ndarray:
+        """Returns how often each entry is expected when these int64 [n] labels are drawn, [E]."""
+        self._check(labels)
+        counts = np.bincount(labels, minlength=self.num_classes)
+        per_entry = (counts @ self.probabilities) / np.maximum(self._sizes, 1)
+        expected: np.ndarray = per_entry[self.cluster_of_entry]
+        return expected
+
+    def effective_references(self) -> np.ndarray:
+        """Returns 1 / sum of p(entry | class)^2, float64 [Y]: how many entries a class lives on."""
+        collision = (self.probabilities**2 / np.maximum(self._sizes, 1)).sum(axis=1)
+        effective: np.ndarray = 1.0 / collision
+        return effective
+
+    def to_bytes(self) -> bytes:
+        """Returns an npz without pickle, the same bytes for the same prior."""
+        return pack_arrays(
+            {"cluster_of_entry": self.cluster_of_entry, "probabilities": self.probabilities}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, expected_sha256: str | None = None) -> "TrajectoryPrior":
+        """Opens ``to_bytes``; refuses bytes whose SHA-256 is not the expected one."""
+        found = hashlib.sha256(data).hexdigest()
+        if expected_sha256 is not None and found != expected_sha256:
+            raise ShardError(
+                f"The prior has SHA-256 {found[:16]}, expected {expected_sha256[:16]}. "
+                "It is torn or from another run; restore it or run its stage again."
+            )
+        arrays = unpack_arrays(data, "The prior")
+        if arrays.keys() != {"cluster_of_entry", "probabilities"}:
+            raise ShardError(f"The prior holds {sorted(arrays)}; it was written by something else.")
+        return cls(arrays["cluster_of_entry"], arrays["probabilities"])
+
+    def _check(self, labels: np.ndarray) -> None:
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
+            raise ConfigError(
+                f"Labels must be in 0..{self.num_classes - 1} for this prior, got "
+                f"{labels.min()}..{labels.max()}. A prior is drawn for a given class only."
+            )
+
+
+def _uniforms(seed: int, ids: np.ndarray) -> np.ndarray:
+    """Returns float64 [n, 2] in [0, 1): row i is a pure function of (seed, ids[i])."""
+    digest = hashlib.sha256(f"{seed}|prior".encode()).digest()
+    key = int.from_bytes(digest[:16], "little")
+    raw = np.empty((len(ids), 2), np.uint64)
+    for row, sample in enumerate(ids):
+        # The id is the counter's highest word, so no two samples share a block.
+        raw[row] = np.random.Philox(key=key, counter=int(sample) << 192).random_raw(2)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,196 @@
+"""Exact vector search and k-means: the only module that knows FAISS.
+
+FAISS' arithmetic changes with the number of queries, of vectors and of threads (it picks
+between two kernels, and one of them loses most digits on vectors far from the origin), and it
+drops ties at the k-th place in an order of its own. So FAISS only proposes candidates here.
+Each candidate's distance is computed again in a fixed order in float64, and a bound on FAISS'
+rounding says when the candidates may be incomplete; those queries are searched by radius. An
+answer is therefore a pure function of (query, vectors, ids): no batch size, shard, class
+sub-index or thread count can change a bit of it.
+
+Shapes: N vectors, Q queries, D dimensions, K neighbors asked for.
+"""
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+
+from rapid_dist.errors import ConfigError
+from rapid_dist.retrieval.merge import NO_NEIGHBOR
+
+_QUERY_BATCH = 256  # Bounds memory only; see above.
+_OVER_FETCH = 8  # Candidates beyond K, enough to settle most queries at once.
+_ROWS_AT_ONCE = 16_384  # Candidates whose distance is computed again at once.
+_ANY_SIZE = 1 << 30  # Lets k-means see all vectors it is given instead of a subsample.
+
+
+class VectorIndex:
+    """An exact index over float32 vectors by squared L2, with a sub-index for every class."""
+
+    def __init__(
+        self, vectors: np.ndarray, ids: np.ndarray, labels: np.ndarray | None = None
+    ) -> None:
+        """Copies float32 [N, D] vectors, int64 [N] ids and int64 [N] class labels."""
+        if vectors.ndim != 2 or len(vectors) == 0 or not np.isfinite(vectors).all():
+            raise ConfigError(
+                f"Vectors to index must be finite and [N, D] with N > 0, got {vectors.shape}. "
+                "Check the reference images and the extractor."
+            )
+        labels = np.zeros(len(ids), np.int64) if labels is None else labels
+        order = np.lexsort((ids, labels))  # Each class is one range of rows, so it needs no copy.
+        self._ids = ids[order].astype(np.int64)
+        classes, starts = np.unique(labels[order], return_index=True)
+        stops = np.append(starts[1:], len(ids))
+        self._rows_of = {
+            int(label): (int(start), int(stop))
+            for label, start, stop in zip(classes, starts, stops, strict=True)
+        }
+        self.dim = vectors.shape[1]
+        self._index = faiss.IndexFlatL2(self.dim)
+        self._index.add(np.ascontiguousarray(vectors[order], np.float32))
+        # The index' own memory, seen without a copy.
+        stored = faiss.rev_swig_ptr(self._index.get_xb(), len(ids) * self.dim)
+        self._vectors: np.ndarray = stored.reshape(len(ids), self.dim)
+        squares = np.einsum("nd,nd->n", self._vectors, self._vectors, dtype=np.float64)
+        self._largest_norm = float(np.sqrt(squares.max(initial=0.0)))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def search(
+        self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the k nearest entries of every query, in its class where ``labels`` is given.
+
+        Exact, ties to the smaller id. One query's answer does not depend on the others. Places
+        that no entry can fill, and all places of a non-finite query, are (inf, NO_NEIGHBOR).
+
+        Args:
+          queries: float32 [Q, D].
+          k: neighbors to find.
+          labels: int64 [Q], the class that each query may be answered from.
+
+        Returns:
+          squared L2 float32 [Q, k], ascending, and ids int64 [Q, k].
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ConfigError(
+                f"Queries must be [Q, {self.dim}] for this index, got {queries.shape}. "
+                "Use the extractor that the knowledge base was built with."
+            )
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, got {k}.")
+        distances = np.full((len(queries), k), np.inf, np.float32)
+        ids = np.full((len(queries), k), NO_NEIGHBOR, np.int64)
+        for chosen, rows in self._parts(queries, labels):
+            distances[chosen], ids[chosen] = self._search_rows(queries[chosen], k, rows)
+        return distances, ids
+
+    def _parts(
+        self, queries: np.ndarray, labels: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        """Yields (positions of queries, range of rows that may answer them)."""
+        finite = np.isfinite(queries).all(axis=1)
+        if labels is None:
+            groups = [(np.flatnonzero(finite), (0, len(self)))]
+        else:
+            groups = [
+                (np.flatnonzero(finite & (labels == label)), self._rows_of.get(int(label), (0, 0)))
+                for label in np.unique(labels)
+            ]
+        for chosen, rows in groups:
+            if rows[0] < rows[1]:
+                for start in range(0, len(chosen), _QUERY_BATCH):
+                    yield chosen[start : start + _QUERY_BATCH], rows
+
+    def _search_rows(
+        self, queries: np.ndarray, k: int, rows: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        queries = np.ascontiguousarray(queries, np.float32)
+        num_rows = rows[1] - rows[0]
+        fetch = min(k + _OVER_FETCH, num_rows)
+        selector = faiss.IDSelectorRange(*rows)  # Held by a name: FAISS keeps a bare pointer to it.
+        parameters = faiss.SearchParameters()
+        parameters.sel = selector
+        rough, found = self._index.search(queries, fetch, params=parameters)
+        keep = min(k, fetch)
+        owner = np.repeat(np.arange(len(queries)), fetch)
+        exact = self._distances(queries, owner, found.ravel()).reshape(found.shape)
+        order = np.lexsort((self._ids[found], exact), axis=1)[:, :keep]
+        distances = np.full((len(queries), k), np.inf, np.float32)
+        ids = np.full((len(queries), k), NO_NEIGHBOR, np.int64)
+        distances[:, :keep] = np.take_along_axis(exact, order, 1)
+        ids[:, :keep] = self._ids[np.take_along_axis(found, order, 1)]
+        if fetch < num_rows:
+            rounding = self._rounding(queries)
+            settled = rough[:, -1] - rounding > distances[:, keep - 1]
+            for query in np.flatnonzero(~settled):
+                radius = float(distances[query, keep - 1]) + 2 * rounding[query]
+                near = self._within(queries[query], radius, rows)
+                near_distances = self._distances(queries, np.full(len(near), query), near)
+                best = np.lexsort((self._ids[near], near_distances))[:k]
+                distances[query], ids[query] = near_distances[best], self._ids[near[best]]
+        return distances, ids
+
+    def _within(self, query: np.ndarray, radius: float, rows: tuple[int, int]) -> np.ndarray:
+        """Returns all rows of a range that FAISS sees nearer than ``radius``."""
+        selector = faiss.IDSelectorRange(*rows)
+        parameters = faiss.SearchParameters()
+        parameters.sel = selector
+        _, _, near = self._index.range_search(query[None], radius, params=parameters)
+        found: np.ndarray = near.astype(np.int64)
+        return found
+
+    def _distances(self, queries: np.ndarray, owner: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Squared L2 float32 [M] between queries[owner[m]] and row rows[m], in a fixed order."""
+        out = np.empty(len(rows), np.float32)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            gap = self._vectors[rows[part]].astype(np.float64)
+            gap -= queries[owner[part]]
+            np.square(gap, out=gap)
+            out[part] = gap.sum(axis=1)
+        return out
+
+    def _rounding(self, queries: np.ndarray) -> np.ndarray:
+        """Bounds |FAISS' distance - true distance|, float64 [Q].
+
+        Either kernel sums at most 3 D products of size at most (|q| + |x|)^2 in float32.
+        """
+        norms = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
+        unit = float(np.finfo(np.float32).eps)
+        bound: np.ndarray = (self.dim + 8) * unit * (norms + self._largest_norm) ** 2
+        return bound
+
+
+def fit_kmeans(vectors: np.ndarray, clusters: int, seed: int, iterations: int = 20) -> np.ndarray:
+    """Returns float32 [clusters, D] centroids of float32 [N, D] vectors.
+
+    A pure function of its arguments on one machine and number of threads. All vectors are
+    used, none is subsampled. Nothing private may be passed: centroids are not noised.
+    """
+    if not 1 <= clusters <= len(vectors):
+        raise ConfigError(
+            f"clusters must be in 1..{len(vectors)} (the number of vectors), got {clusters}. "
+            "Lower knowledge_base.clusters or add public reference images."
+        )
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=_ANY_SIZE // clusters,
+    )
+    kmeans.train(np.ascontiguousarray(vectors, np.float32))
+    return np.array(kmeans.centroids, np.float32).reshape(clusters, -1)
+
+
+def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Returns the nearest centroid of every vector, int64 [N]; ties go to the smaller index.
+
+    Exact and per row: one vector's answer does not depend on the others.
+    """
+    _, nearest = VectorIndex(centroids, np.arange(len(centroids))).search(vectors, 1)
+    return nearest[:, 0]

@@ -1,0 +1,97 @@
+"""The prior draws what its probabilities say, each sample by its own seed."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from rapid_dist.errors import ConfigError, ShardError
+from rapid_dist.retrieval.prior import TrajectoryPrior, normalise
+
+FALSE_ALARM = 1e-6  # Chance that a correct prior fails a test of its draws on a fresh seed.
+
+
+def _prior() -> TrajectoryPrior:
+    clusters = np.array([0, 0, 1, 3, 3, 3, 3, 1, 0, 0])  # Cluster 2 has no entries.
+    return TrajectoryPrior(clusters, np.array([[0.5, 0.25, 0.0, 0.25], [0.0, 0.0, 0.0, 1.0]]))
+
+
+def _p_value(prior: TrajectoryPrior, claimed: np.ndarray) -> float:
+    drawn = prior.draw(np.zeros(20_000, np.int64), seed=4, ids=np.arange(20_000))
+    counts = np.bincount(drawn, minlength=len(claimed))
+    return float(scipy.stats.chisquare(counts, 20_000 * claimed).pvalue)
+
+
+def test_entries_are_drawn_with_the_stated_probabilities():
+    prior = _prior()
+    assert _p_value(prior, prior.entry_probabilities(0)) > FALSE_ALARM
+
+
+def test_the_draw_test_would_notice_entries_drawn_evenly():
+    assert _p_value(_prior(), np.full(10, 0.1)) < FALSE_ALARM
+
+
+def test_a_draw_does_not_depend_on_the_batch_it_is_made_in():
+    prior, labels, ids = _prior(), np.arange(50) % 2, np.arange(50) + 1_000_000
+    whole = prior.draw(labels, 9, ids)
+    order = np.random.default_rng(0).permutation(50)
+    np.testing.assert_array_equal(prior.draw(labels[order], 9, ids[order]), whole[order])
+    one_by_one = [prior.draw(labels[i : i + 1], 9, ids[i : i + 1])[0] for i in range(50)]
+    np.testing.assert_array_equal(one_by_one, whole)
+    assert not np.array_equal(prior.draw(labels, 10, ids), whole)
+
+
+def test_a_class_draws_only_from_its_clusters():
+    prior = _prior()
+    drawn = prior.draw(np.ones(500, np.int64), 0, np.arange(500))
+    assert set(prior.cluster_of_entry[drawn]) == {3}
+
+
+def test_mass_on_a_cluster_without_entries_goes_to_the_others():
+    prior = TrajectoryPrior(np.array([0, 1, 1]), np.array([[0.2, 0.2, 0.6], [0.0, 0.0, 1.0]]))
+    np.testing.assert_allclose(prior.probabilities, [[0.5, 0.5, 0], [0.5, 0.5, 0]])
+
+
+def test_normalise_drops_counts_below_the_threshold():
+    noised = np.array([[3.0, -1.0, 1.0, 0.4]])
+    np.testing.assert_allclose(normalise(noised, 0.5), [[0.75, 0, 0.25, 0]])
+
+
+def test_normalise_never_gives_weight_to_a_negative_count():
+    np.testing.assert_allclose(normalise(np.array([[-2.0, 1.0]]), -5.0), [[0, 1]])
+
+
+def test_a_class_with_nothing_above_the_threshold_becomes_uniform():
+    np.testing.assert_allclose(
+        normalise(np.array([[0.1, -3.0], [9.0, 1.0]]), 2), [[0.5] * 2, [1, 0]]
+    )
+
+
+def test_effective_references_count_entries_not_clusters():
+    even = TrajectoryPrior(np.arange(8) % 4, np.full((1, 4), 0.25))
+    np.testing.assert_allclose(even.effective_references(), [8.0])
+    np.testing.assert_allclose(_prior().effective_references()[1], 4.0)
+
+
+def test_expected_draws_add_up_to_the_samples_asked_for():
+    prior, labels = _prior(), np.array([0, 0, 1])
+    expected = prior.expected_draws(labels)
+    assert expected.sum() == pytest.approx(3)
+    np.testing.assert_allclose(
+        expected, 2 * prior.entry_probabilities(0) + prior.entry_probabilities(1)
+    )
+
+
+def test_a_prior_survives_its_file_and_a_changed_file_is_refused():
+    prior = _prior()
+    data = prior.to_bytes()
+    opened = TrajectoryPrior.from_bytes(data)
+    assert opened.to_bytes() == data
+    labels, ids = np.zeros(99, np.int64), np.arange(99)
+    np.testing.assert_array_equal(opened.draw(labels, 1, ids), prior.draw(labels, 1, ids))
+    with pytest.raises(ShardError, match="expected 0000"):
+        TrajectoryPrior.from_bytes(data, expected_sha256="0" * 64)
+
+
+def test_labels_outside_the_prior_are_refused():
+    with pytest.raises(ConfigError, match=r"0\.\.1 for this prior, got 2\.\.2"):
+        _prior().draw(np.array([2]), 0, np.array([0]))

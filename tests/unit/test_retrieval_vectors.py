@@ -1,0 +1,135 @@
+"""Search is exact to the bit whatever FAISS does, and clustering is repeatable."""
+
+import numpy as np
+import pytest
+
+from rapid_dist.errors import ConfigError
+from rapid_dist.retrieval.merge import NO_NEIGHBOR, merge_neighbors
+from rapid_dist.retrieval.vectors import VectorIndex, assign, fit_kmeans
+
+
+def _by_hand(queries, vectors, ids, k):
+    """Every distance in float64, rounded once, ties to the smaller id."""
+    distances = np.full((len(queries), k), np.inf, np.float32)
+    found = np.full((len(queries), k), NO_NEIGHBOR, np.int64)
+    for row, query in enumerate(queries):
+        all_distances = np.square(vectors.astype(np.float64) - query).sum(axis=1)
+        all_distances = all_distances.astype(np.float32)
+        best = np.lexsort((ids, all_distances))[:k]
+        distances[row, : len(best)], found[row, : len(best)] = all_distances[best], ids[best]
+    return distances, found
+
+
+def _normal(rows, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "vectors"),
+    [
+        ("ties", np.random.default_rng(0).integers(0, 3, (800, 3)).astype(np.float32)),
+        ("normal", _normal(1_500, 48)),
+        ("far from the origin", _normal(1_500, 48) + np.float32(1_000)),
+        ("all equal", np.ones((300, 4), np.float32)),
+    ],
+)
+def test_search_finds_what_a_search_by_hand_finds(name, vectors):
+    ids = np.random.default_rng(1).permutation(len(vectors)) + 10
+    queries = vectors[:260] + (0 if name in ("ties", "all equal") else _normal(260, 48, 2) / 4)
+    queries = queries.astype(np.float32)
+    for k in (1, 7, 30):
+        found = VectorIndex(vectors, ids).search(queries, k)
+        expected = _by_hand(queries, vectors, ids, k)
+        np.testing.assert_array_equal(found[0], expected[0], err_msg=name)
+        np.testing.assert_array_equal(found[1], expected[1], err_msg=name)
+
+
+def test_the_index_underneath_alone_would_fail_far_from_the_origin():
+    vectors = _normal(1_500, 48) + np.float32(1_000)
+    queries = np.tile(vectors, (2, 1)) + _normal(3_000, 48, 2) / 4
+    index = VectorIndex(vectors, np.arange(1_500))
+    _, rows = index._index.search(queries, 7)  # Enough queries for its faster, coarser kernel.
+    assert np.mean(index._ids[rows] != index.search(queries, 7)[1]) > 0.5
+
+
+def test_one_query_gets_the_same_answer_alone_and_in_any_batch():
+    index = VectorIndex(_normal(2_000, 300), np.arange(2_000))
+    queries = _normal(700, 300, 3)
+    distances, ids = index.search(queries, 5)
+    for row in (0, 255, 256, 699):
+        alone = index.search(queries[row : row + 1], 5)
+        np.testing.assert_array_equal(alone[0][0], distances[row])
+        np.testing.assert_array_equal(alone[1][0], ids[row])
+
+
+def test_a_class_filter_answers_like_an_index_of_that_class_alone():
+    rng = np.random.default_rng(5)
+    vectors = rng.integers(0, 3, (400, 3)).astype(np.float32)
+    labels, ids = rng.integers(0, 6, 400), rng.permutation(400)
+    labels[labels == 4] = 3  # Nobody is in class 4.
+    queries, wanted = vectors[:120], rng.integers(0, 6, 120)
+    distances, found = VectorIndex(vectors, ids, labels).search(queries, 9, wanted)
+    for label in range(6):
+        asked, members = wanted == label, labels == label
+        expected = _by_hand(queries[asked], vectors[members], ids[members], 9)
+        np.testing.assert_array_equal(distances[asked], expected[0])
+        np.testing.assert_array_equal(found[asked], expected[1])
+    assert (found[wanted == 4] == NO_NEIGHBOR).all()
+
+
+def test_places_beyond_the_last_entry_are_marked_and_survive_the_merge():
+    small = VectorIndex(_normal(2, 4), np.array([5, 6]))
+    large = VectorIndex(_normal(9, 4, 1), np.arange(10, 19))
+    parts = [index.search(_normal(3, 4, 2), 6) for index in (small, large)]
+    assert (parts[0][1][:, 2:] == NO_NEIGHBOR).all()
+    assert np.isinf(parts[0][0][:, 2:]).all()
+    _, ids = merge_neighbors(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]), 6)
+    assert (ids != NO_NEIGHBOR).all()
+
+
+def test_a_query_that_is_not_finite_finds_nothing_and_harms_nobody():
+    index, queries = VectorIndex(_normal(50, 4), np.arange(50)), _normal(4, 4, 1)
+    expected = index.search(queries, 2)[1]
+    queries[1, 0] = np.nan
+    found = index.search(queries, 2)[1]
+    assert (found[1] == NO_NEIGHBOR).all()
+    np.testing.assert_array_equal(found[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+def test_wrong_widths_and_empty_indexes_are_refused():
+    with pytest.raises(ConfigError, match=r"\[Q, 4\]"):
+        VectorIndex(_normal(5, 4), np.arange(5)).search(_normal(2, 3), 1)
+    with pytest.raises(ConfigError, match="N > 0"):
+        VectorIndex(np.empty((0, 4), np.float32), np.arange(0))
+    with pytest.raises(ConfigError, match="k=3"):
+        merge_neighbors(np.zeros((1, 1, 2), np.float32), np.zeros((1, 1, 2), np.int64), 3)
+
+
+def test_kmeans_is_repeatable_and_finds_planted_clusters():
+    centres = _normal(12, 6) * 20
+    vectors = np.repeat(centres, 400, axis=0) + _normal(4_800, 6, 1)
+    centroids = fit_kmeans(vectors, 12, seed=3, iterations=15)
+    np.testing.assert_array_equal(centroids, fit_kmeans(vectors, 12, seed=3, iterations=15))
+    assert not np.array_equal(centroids, fit_kmeans(vectors, 12, seed=4, iterations=15))
+    clusters = assign(vectors, centroids)
+    within = np.square(vectors - centroids[clusters]).sum() / np.square(vectors).sum()
+    assert within < 0.2
+
+
+def test_kmeans_uses_every_vector():
+    # One far vector in 20,000: a subsample of 256 a centroid, FAISS' default, would miss it
+    # with chance 0.97, and no centroid would move towards it.
+    vectors = _normal(20_000, 2)
+    vectors[-1] = 5_000
+    assert np.abs(fit_kmeans(vectors, 2, seed=0)).max() > 4_000
+
+
+def test_assign_gives_the_nearest_and_the_first_of_equals():
+    centroids = np.array([[0.0], [2.0], [2.0]], np.float32)
+    vectors = np.array([[0.4], [1.0], [1.9]], np.float32)
+    np.testing.assert_array_equal(assign(vectors, centroids), [0, 0, 1])
+
+
+def test_more_clusters_than_vectors_are_refused():
+    with pytest.raises(ConfigError, match=r"1\.\.3 .* got 4"):
+        fit_kmeans(_normal(3, 2), 4, seed=0)
