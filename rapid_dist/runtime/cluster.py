@@ -1,0 +1,111 @@
+"""Joining a Ray cluster, or starting one on this machine for the length of a run.
+
+Ray reads most of what matters here from the environment, in every process it starts, so the
+environment is set before ``ray.init`` and never left to a default: the authentication mode above
+all, whose default differs between Ray's own commands.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config
+
+from rapid_dist.errors import ConfigError
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Train would move its workers to a folder it throws away.
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_TOKEN_SETTINGS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run asks of the cluster at its busiest moment."""
+
+    cpus: int
+    memory_gb: float = 0.0
+
+
+def shortage(needs: Needs, resources: Mapping[str, float]) -> str | None:
+    """Returns what a cluster with these resources lacks, in one line, or nothing.
+
+    Asked before the start, because Ray would wait for ever for a worker that fits nowhere.
+    """
+    cpus = resources.get("CPU", 0.0)
+    if cpus < needs.cpus:
+        return (
+            f"runtime needs {needs.cpus} CPUs, the cluster has {cpus:g}. Lower runtime.workers, "
+            "runtime.threads_per_worker, runtime.trajectory_actors or runtime.search_actors, or "
+            "add a node."
+        )
+    memory_gb = resources.get("memory", 0.0) / 2**30
+    if memory_gb < needs.memory_gb:
+        return (
+            f"runtime needs {needs.memory_gb:g} GB of memory, the cluster has {memory_gb:.1f}. "
+            "Lower runtime.workers or runtime.memory_gb, or add a node."
+        )
+    return None
+
+
+@contextlib.contextmanager
+def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
+    """Holds a connection to a cluster that satisfies ``needs``.
+
+    With RAY_ADDRESS set (as it is inside a Ray job) that cluster is joined. Otherwise one is started
+    here and stopped at the end; its CPUs are logical, so two workers run on one core as well, only
+    slower. A caller that is connected already keeps its connection.
+    """
+    if ray.is_initialized():  # type: ignore[no-untyped-call]
+        _refuse_shortage(needs)
+        yield
+        return
+    with contextlib.ExitStack() as undo:
+        if os.environ.get("RAY_ADDRESS"):
+            _prepare_environment(local=False)
+            ray.init(logging_level=logging.WARNING, log_to_driver=debug)
+        else:
+            _prepare_environment(local=True)
+            # Short, for Ray's sockets live there (107 bytes), and ours alone: what Ray spills to
+            # disk may hold private images.
+            folder = tempfile.mkdtemp(prefix="rd", dir="/tmp")
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            ray.init(
+                address="local",
+                num_cpus=max(needs.cpus, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=debug,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
+        undo.callback(ray.shutdown)
+        _refuse_shortage(needs)
+        yield
+
+
+def _refuse_shortage(needs: Needs) -> None:
+    lacking = shortage(needs, ray.cluster_resources())
+    if lacking:
+        raise ConfigError(lacking)
+
+
+def _prepare_environment(*, local: bool) -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "RAY_AUTH_MODE" not in os.environ:
+        if local:  # A token in the environment reaches our own processes and no file.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        has_token = any(os.environ.get(name) for name in _TOKEN_SETTINGS)
+        os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+    # `import ray` has read the environment already; Ray's own commands refresh it the same way.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
