@@ -1,0 +1,186 @@
+"""A diffusers U-Net behind the preconditioning of Karras et al. (2022).
+
+D(x; s) = c_skip x + c_out F(c_in x; c_noise), with F the network and s the noise level (their
+Table 1, column "EDM"). Shapes: B rows, C channels, H = W pixels.
+
+What is stored is what diffusers opens: ``unet/`` in its own layout, weights in safetensors, and
+``denoiser.json`` with the few numbers around it. No pickle is written or read.
+"""
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+from torch.nn import functional
+
+from rapid_dist.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Shape of the network; public and private denoiser are the same in every field."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    widths: tuple[int, ...] = (32, 64)  # Channels of each resolution, finest first.
+    attention: tuple[bool, ...] = (False, True)  # Self-attention at each resolution.
+    layers_per_block: int = 1
+    patch: int = 1  # Pixels on a side that are folded into channels before the network.
+    head_width: int = 16  # Channels of one attention head.
+    norm_groups: int = 8
+    label_drop: float = 0.1  # Chance that a training row loses its label (guidance).
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.attention):
+            raise ConfigError(
+                "network.attention must say yes or no for each of network.widths, got "
+                f"{len(self.attention)} values for {len(self.widths)} widths."
+            )
+        for width in self.widths:
+            if width % self.norm_groups or width % self.head_width:
+                raise ConfigError(
+                    f"network.widths has {width}, which network.norm_groups={self.norm_groups} and "
+                    f"network.head_width={self.head_width} must both divide."
+                )
+        if not 0 <= self.label_drop < 1:
+            raise ConfigError(f"network.label_drop must be in [0, 1), got {self.label_drop}.")
+
+
+class Denoiser(nn.Module):
+    """Estimates the clean image from a noised one; counts its own evaluations.
+
+    ``evaluations`` is the number of rows that went through the network since the last reset.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        channels: int,
+        size: int,
+        num_classes: int,
+        data_std: float = 0.5,
+    ) -> None:
+        super().__init__()
+        scale = config.patch * 2 ** (len(config.widths) - 1)
+        if size % scale:
+            raise ConfigError(
+                f"Images of {size} pixels do not divide by network.patch * 2^(resolutions - 1) = "
+                f"{scale}. Use fewer network.widths or a smaller network.patch."
+            )
+        self.config = config
+        self.channels = channels
+        self.size = size
+        self.num_classes = num_classes
+        self.data_std = data_std
+        self.evaluations = 0
+        folded = channels * config.patch**2
+        self.unet = UNet2DModel(
+            sample_size=size // config.patch,
+            in_channels=folded,
+            out_channels=folded,
+            layers_per_block=config.layers_per_block,
+            block_out_channels=config.widths,
+            down_block_types=tuple(
+                "AttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention
+            ),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if attends else "UpBlock2D"
+                for attends in reversed(config.attention)
+            ),
+            attention_head_dim=config.head_width,
+            norm_num_groups=config.norm_groups,
+            num_class_embeds=num_classes + 1,  # The last one stands for "no label".
+        )
+
+    @property
+    def no_label(self) -> int:
+        """The label index that stands for "no label"."""
+        return self.num_classes
+
+    def forward(
+        self, noised: torch.Tensor, noise_level: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """float32 [B, C, H, W], float32 [B], int64 [B] -> clean estimate float32 [B, C, H, W]."""
+        self.evaluations += len(noised)
+        level = noise_level.reshape(-1, 1, 1, 1)
+        total = (level**2 + self.data_std**2).sqrt()
+        scaled = noised / total
+        if self.config.patch > 1:
+            scaled = functional.pixel_unshuffle(scaled, self.config.patch)
+        # diffusers' sinusoidal embedding expects times of the order of 1000.
+        times = 100.0 * noise_level.log()
+        raw = self.unet(scaled, times, class_labels=labels, return_dict=False)[0]
+        if self.config.patch > 1:
+            raw = functional.pixel_shuffle(raw, self.config.patch)
+        skip = self.data_std**2 / total**2
+        out = level * self.data_std / total
+        estimate: torch.Tensor = skip * noised + out * raw
+        return estimate
+
+    def with_classes(self, num_classes: int, *, seed: int) -> Self:
+        """Returns a copy for other classes; only the table of class embeddings is new.
+
+        The new rows are drawn around the mean of the old ones with their spread, so that the class
+        pathway which public training has built stays in use; "no label" keeps its row.
+        """
+        clone = copy.deepcopy(self)
+        old = self.unet.class_embedding.weight.detach()
+        generator = torch.Generator().manual_seed(seed)
+        classes = old[:-1] if len(old) > 1 else old
+        spread = classes.std(dim=0) if len(classes) > 1 else torch.zeros_like(classes[0])
+        drawn = torch.randn(num_classes, old.shape[1], generator=generator).to(old)
+        table = torch.cat([classes.mean(dim=0) + spread * drawn, old[-1:]])
+        clone.num_classes = num_classes
+        clone.unet.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+        clone.unet.register_to_config(num_class_embeds=num_classes + 1)
+        clone.evaluations = 0
+        return clone
+
+
+def weights_of(level: torch.Tensor, data_std: float) -> torch.Tensor:
+    """The loss weight of Karras et al. (2022), Table 1: 1 / c_out(s)^2."""
+    return (level**2 + data_std**2) / (level * data_std) ** 2
+
+
+def save_denoiser(denoiser: Denoiser, directory: Path) -> None:
+    """Writes ``unet/`` (diffusers layout, safetensors) and ``denoiser.json``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    denoiser.unet.save_pretrained(directory / "unet", safe_serialization=True)
+    facts = {
+        "network": asdict(denoiser.config),
+        "channels": denoiser.channels,
+        "size": denoiser.size,
+        "num_classes": denoiser.num_classes,
+        "data_std": denoiser.data_std,
+    }
+    (directory / "denoiser.json").write_text(json.dumps(facts, indent=2))
+
+
+def load_denoiser(directory: Path) -> Denoiser:
+    """Reads what ``save_denoiser`` wrote.
+
+    Raises:
+      CheckpointError: the folder does not hold a whole denoiser.
+    """
+    try:
+        facts = json.loads((directory / "denoiser.json").read_text())
+        network = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in facts.pop("network").items()
+        }
+        denoiser = Denoiser(NetworkConfig(**network), **facts)
+        unet = UNet2DModel.from_pretrained(
+            directory / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        denoiser.unet.load_state_dict(unet.state_dict())
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory} does not hold a whole denoiser ({error}). Train again, or restore it."
+        ) from error
+    return denoiser

@@ -1,0 +1,69 @@
+"""The fixed grid of noise levels on which every part of the method agrees.
+
+A *step* is an integer 0..num_steps; step 0 is the clean image, step num_steps pure noise. The
+state at a step is ``x_0 + level(step) * n`` with ``n`` standard normal (variance exploding). The
+grid is that of Karras et al. (2022), Eq. 5, read upwards.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from rapid_dist.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Noise levels are in units of the image range [-1, 1]; all of them are public constants."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    num_steps: int = 1000
+    noise_min: float = 0.01  # Noise level of step 1.
+    noise_max: float = 40.0  # Noise level of step num_steps.
+    rho: float = 7.0
+    data_std: float = 0.5  # Declared, never measured on private data.
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 2:
+            raise ConfigError(f"schedule.num_steps must be at least 2, got {self.num_steps}.")
+        if not 0 < self.noise_min < self.noise_max:
+            raise ConfigError(
+                "schedule.noise_min must lie between 0 and schedule.noise_max, got "
+                f"{self.noise_min} and {self.noise_max}. The defaults are 0.01 and 40."
+            )
+        if not (self.rho > 0 and self.data_std > 0):
+            raise ConfigError(
+                "schedule.rho and schedule.data_std must be positive, got "
+                f"{self.rho} and {self.data_std}. The defaults are 7 and 0.5."
+            )
+
+    def levels(self) -> np.ndarray:
+        """Returns the noise level of every step, float64 [num_steps + 1], ascending from 0."""
+        ramp = np.linspace(0.0, 1.0, self.num_steps)
+        low, high = self.noise_min ** (1 / self.rho), self.noise_max ** (1 / self.rho)
+        return np.concatenate([[0.0], (low + ramp * (high - low)) ** self.rho])
+
+    def level(self, step: int) -> float:
+        """Returns the noise level of one step."""
+        if not 0 <= step <= self.num_steps:
+            raise ConfigError(f"A step must be in 0..{self.num_steps}, got {step}.")
+        return float(self.levels()[step])
+
+    def path(self, from_step: int, to_step: int, num_intervals: int) -> list[float]:
+        """Returns ``num_intervals + 1`` noise levels that lead from one step down to another.
+
+        The steps on the way are spread evenly over the grid, so the path from v to 0 is the end
+        of a path from num_steps to 0 of the same density.
+        """
+        if not 0 <= to_step < from_step <= self.num_steps:
+            raise ConfigError(
+                f"A sampling path must go down within 0..{self.num_steps}, got {from_step} to "
+                f"{to_step}."
+            )
+        if num_intervals < 1:
+            raise ConfigError(f"A sampling path needs at least one interval, got {num_intervals}.")
+        steps = np.linspace(from_step, to_step, num_intervals + 1).round().astype(int)
+        levels = self.levels()
+        return [float(levels[step]) for step in dict.fromkeys(steps.tolist())]
