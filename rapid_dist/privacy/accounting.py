@@ -1,0 +1,239 @@
+"""Epsilon by every accountant, and the plan that meets a budget.
+
+The number of record is the PLD's (pld.py). Opacus' PRV checks it: the larger of the two is
+reported, and a disagreement stops everything. RDP is shown beside them. The Gaussian-DP central
+limit is never used: it can lie below the truth.
+
+Opacus' PRV is meant for sample rates below 1. At rate 1 its formulas hold in the limit, and give
+the analytic Gaussian epsilon to within its stated error (a test checks this), so full-batch
+queries such as the prior go through the same function.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.privacy_accountant import NeighboringRelation
+from dp_accounting.rdp import RdpAccountant
+from opacus.accountants import PRVAccountant
+
+from rapid_dist.errors import BudgetError, ConfigError
+from rapid_dist.privacy.budget import Budget, PrivacyConfig
+from rapid_dist.privacy.mechanism import DpSgdConfig, DpSgdEvent, Event, GaussianEvent
+from rapid_dist.privacy.pld import pld_epsilon, pooled
+from rapid_dist.privacy.solving import solve_noise_multiplier, solve_sample_rate, solve_steps
+
+MOST_DISAGREEMENT = 0.05  # Between PLD and PRV, in epsilon.
+# Whole orders only: dp_accounting's series for the others are slow and do not always converge.
+_RDP_ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024)
+_MOST_GRID_POINTS = 4e6  # Of the PRV's mesh: bounds its time and memory.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epsilons:
+    """One set of releases, at one delta, by every accountant."""
+
+    delta: float
+    pld: float
+    prv: float
+    rdp: float
+
+    def __post_init__(self) -> None:
+        # Written so that a nan is a disagreement.
+        if not abs(self.pld - self.prv) <= MOST_DISAGREEMENT:
+            raise BudgetError(
+                f"The accountants disagree at delta={self.delta}: PLD {self.pld:.4f}, PRV "
+                f"{self.prv:.4f}. No epsilon can be claimed; change the noise or the steps."
+            )
+
+    @property
+    def reported(self) -> float:
+        """The epsilon that is claimed."""
+        return max(self.pld, self.prv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """All that one run may release. Everything in it is public."""
+
+    budget: Budget
+    prior: GaussianEvent | None
+    dp_sgd: DpSgdConfig | None  # None: the prior takes the whole budget.
+    reserve_steps: int
+    epsilons: Epsilons  # With every reserve step spent.
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        prior = () if self.prior is None else (self.prior,)
+        if self.dp_sgd is None:
+            return prior
+        return (*prior, self.dp_sgd.event(self.dp_sgd.steps + self.reserve_steps))
+
+
+def epsilons(events: Sequence[Event], delta: float) -> Epsilons:
+    """Returns what ``events`` cost together; raises BudgetError if the accountants disagree."""
+    parts = pooled(events)
+    if not parts:
+        return Epsilons(delta=delta, pld=0.0, prv=0.0, rdp=0.0)
+    pld = pld_epsilon(parts, delta)
+    return Epsilons(delta=delta, pld=pld, prv=_prv(parts, delta), rdp=_rdp(parts, delta))
+
+
+def plan(config: PrivacyConfig, num_records: int) -> PrivacyPlan:
+    """Solves the one unknown of ``config``.
+
+    Guarantees: the reported epsilon of prior, training and reserve steps, composed, is at most
+    the budget's, and just below it unless the unknown is a whole number of steps or at its limit.
+    """
+    if config.delta * num_records >= 1:
+        raise ConfigError(
+            f"delta={config.delta} is not below 1 / num_records = {1 / num_records:.3g}: it would "
+            "allow publishing a whole record. Lower delta."
+        )
+    if config.expected_batch is not None and config.expected_batch > num_records:
+        raise ConfigError(
+            f"expected_batch={config.expected_batch} is more than num_records={num_records}. "
+            "Lower expected_batch."
+        )
+    # The PRV lies above the PLD by its error and a little more: leave room for that.
+    target = config.epsilon - 1.4 * _prv_error(config.epsilon)
+    for _ in range(8):
+        solved = _solve(config, num_records, target)
+        excess = solved.epsilons.reported - config.epsilon
+        if excess <= 0:
+            return solved
+        target -= 1.1 * excess
+    raise BudgetError(
+        f"No plan's reported epsilon came under {config.epsilon} (last {excess:.2g} above). "
+        "Give steps and noise_multiplier other values."
+    )
+
+
+def affordable_steps(spent: Sequence[Event], budget: Budget, step: DpSgdEvent, at_most: int) -> int:
+    """Returns how many more steps like ``step`` keep the reported epsilon within the budget.
+
+    Args:
+      spent: everything already released under this budget.
+      at_most: as many as anybody will ask for; bounds the search.
+    """
+
+    def within(steps: int) -> bool:
+        events = [*spent, replace(step, steps=steps)]
+        return epsilons(events, budget.delta).reported <= budget.epsilon
+
+    constants = {"sample_rate": step.sample_rate, "noise_multiplier": step.noise_multiplier}
+    most = solve_steps(**constants, budget=budget, others=spent, at_most=at_most)
+    if most == 0 or within(most):
+        return most
+    lower = budget.epsilon - _prv_error(budget.epsilon)
+    tighter = replace(budget, epsilon=lower)
+    steps = solve_steps(**constants, budget=tighter, others=spent, at_most=most)
+    while steps and not within(steps):
+        steps -= 1
+    while steps + 1 < most and within(steps + 1):
+        steps += 1
+    return steps
+
+
+def _solve(config: PrivacyConfig, num_records: int, target: float) -> PrivacyPlan:
+    """Solves for the PLD alone, at epsilon ``target``."""
+    budget = Budget(epsilon=target, delta=config.delta)
+    prior = _prior(config, target)
+    dp_sgd = None
+    if config.has_training:
+        dp_sgd = _solve_training(config, num_records, budget, () if prior is None else (prior,))
+    unpriced = PrivacyPlan(
+        budget=config.budget,
+        prior=prior,
+        dp_sgd=dp_sgd,
+        reserve_steps=0 if dp_sgd is None else config.reserve_steps,
+        epsilons=epsilons((), config.delta),
+    )
+    return replace(unpriced, epsilons=epsilons(unpriced.events, config.delta))
+
+
+def _prior(config: PrivacyConfig, target: float) -> GaussianEvent | None:
+    if config.prior_noise is not None:
+        return GaussianEvent(noise_multiplier=config.prior_noise)
+    if config.prior_share == 0:
+        return None
+    epsilon = config.epsilon * config.prior_share if config.has_training else target
+    alone = Budget(epsilon=epsilon, delta=config.delta)
+    noise = solve_noise_multiplier(sample_rate=1.0, steps=1, budget=alone)
+    return GaussianEvent(noise_multiplier=noise)
+
+
+def _solve_training(
+    config: PrivacyConfig, num_records: int, budget: Budget, others: Sequence[Event]
+) -> DpSgdConfig:
+    batch, steps, noise = config.expected_batch, config.steps, config.noise_multiplier
+    if noise is None:
+        assert batch is not None
+        assert steps is not None
+        noise = solve_noise_multiplier(
+            sample_rate=batch / num_records,
+            steps=steps + config.reserve_steps,
+            budget=budget,
+            others=others,
+        )
+    elif batch is None:
+        assert steps is not None
+        rate = solve_sample_rate(
+            noise_multiplier=noise,
+            steps=steps + config.reserve_steps,
+            budget=budget,
+            others=others,
+        )
+        batch = rate * num_records
+    elif steps is None:
+        total = solve_steps(
+            sample_rate=batch / num_records, noise_multiplier=noise, budget=budget, others=others
+        )
+        steps = total - config.reserve_steps
+        if steps < 1:
+            raise BudgetError(
+                f"epsilon={config.epsilon} pays for {total} steps of noise_multiplier={noise} "
+                f"beside the prior, of which reserve_steps={config.reserve_steps} leaves none. "
+                "Raise epsilon or noise_multiplier, or lower prior_share."
+            )
+    assert batch is not None
+    assert steps is not None
+    return DpSgdConfig(
+        num_records=num_records,
+        expected_batch=batch,
+        steps=steps,
+        max_grad_norm=config.max_grad_norm,
+        noise_multiplier=noise,
+    )
+
+
+def _prv_error(pld: float, steps: int = 1, delta: float = 1e-5) -> float:
+    """Returns the error bound to ask of the PRV, which adds it to what it reports."""
+    wanted = min(max(0.005 * pld, 1e-4), 2e-3)
+    half_width = 1.5 * pld + 4
+    affordable = 2 * half_width * math.sqrt(steps * math.log(12_000 / delta) / 2)
+    return max(wanted, affordable / _MOST_GRID_POINTS)
+
+
+@lru_cache(maxsize=256)
+def _prv(events: tuple[DpSgdEvent, ...], delta: float) -> float:
+    accountant = PRVAccountant()
+    accountant.history = [(e.noise_multiplier, e.sample_rate, e.steps) for e in events]
+    error = _prv_error(pld_epsilon(events, delta), sum(e.steps for e in events), delta)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # Its RDP bound on the mesh's width says so when it is loose, which does no harm here.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
+        return float(accountant.get_epsilon(delta, eps_error=error))
+
+
+@lru_cache(maxsize=256)
+def _rdp(events: tuple[DpSgdEvent, ...], delta: float) -> float:
+    accountant = RdpAccountant(_RDP_ORDERS, NeighboringRelation.REPLACE_SPECIAL)
+    for event in events:
+        gaussian = GaussianDpEvent(event.noise_multiplier)
+        accountant.compose(PoissonSampledDpEvent(event.sample_rate, gaussian), event.steps)
+    return float(accountant.get_epsilon(delta))

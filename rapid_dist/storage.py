@@ -1,0 +1,267 @@
+"""One seam to files and to S3: atomic writes, create-if-absent, hashes.
+
+Names are relative, with ``/`` between parts. ``create`` is the operation that the privacy
+ledger stands on: of any number of writers of one name exactly one succeeds, and what it wrote
+is durable when the call returns.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config as BotoConfig
+from botocore.exceptions import ClientError
+
+from rapid_dist.errors import ConfigError
+
+_TEMPORARY = ".tmp-"  # Never listed: what a killed process leaves behind.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_CONFLICT_TRIES = 5
+
+
+class StorageMissing(FileNotFoundError):
+    """Nothing is stored under this name."""
+
+
+class AlreadyExists(FileExistsError):
+    """Somebody has already created this name."""
+
+
+class Storage(Protocol):
+    """A flat space of named bytes."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def read(self, name: str) -> bytes:
+        """Returns the bytes under ``name``; raises StorageMissing if there are none."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces ``name`` as a whole: a reader sees the old bytes or the new, never a part."""
+
+    def create(self, name: str, data: bytes) -> None:
+        """Writes ``name`` if it is absent, durable on return; raises AlreadyExists if not."""
+
+    def exists(self, name: str) -> bool: ...
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Returns all names that start with ``prefix``, sorted."""
+
+    def delete(self, name: str) -> None:
+        """Removes ``name``; it is no error if it is already gone."""
+
+    def child(self, prefix: str) -> "Storage":
+        """Returns the part of this storage under ``prefix/``."""
+
+
+def open_storage(uri: str | Path, *, private: bool = False) -> Storage:
+    """Opens a directory, or a bucket's prefix as ``s3://bucket/prefix``.
+
+    S3 credentials, region and endpoint come from the usual AWS environment.
+
+    Args:
+      private: local files are readable by their owner only. On S3 that is the bucket's policy.
+    """
+    text = str(uri)
+    if isinstance(uri, str) and "://" in uri:
+        parts = urlsplit(uri)
+        if parts.scheme == "s3" and parts.netloc:
+            return S3Storage(parts.netloc, parts.path.strip("/"), s3_client())
+        if parts.scheme == "file" and not parts.netloc:
+            return LocalStorage(Path(parts.path), private=private)
+        raise ConfigError(f"Cannot open storage {text!r}. Give a directory or s3://bucket/prefix.")
+    return LocalStorage(Path(text), private=private)
+
+
+def sha256_hex(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class LocalStorage:
+    """A directory. Every write is synced to the disk, its directory entry included."""
+
+    def __init__(self, root: Path, *, private: bool = False) -> None:
+        self._root = Path(root).expanduser().absolute()
+        self._private = private
+
+    @property
+    def uri(self) -> str:
+        return str(self._root)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._path(name).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise StorageMissing(f"{self.uri} holds no {name!r}.") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        temporary = self._write_temporary(path, data)
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+
+    def create(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        temporary = self._write_temporary(path, data)
+        try:
+            os.link(temporary, path)  # Unlike rename, fails if the name is taken.
+        except FileExistsError as error:
+            raise AlreadyExists(f"{self.uri} already holds {name!r}.") from error
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            raise ConfigError(
+                f"The file system of {self.uri} refuses hard links ({error.strerror}), which "
+                "create-if-absent needs. Use another file system, or s3://."
+            ) from error
+        finally:
+            temporary.unlink()
+        _sync_directory(path.parent)
+
+    def exists(self, name: str) -> bool:
+        return self._path(name).is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        start = self._root / prefix.rpartition("/")[0]
+        names = []
+        for directory, _, files in os.walk(start):
+            relative = Path(directory).relative_to(self._root)
+            names += [(relative / f).as_posix() for f in files if not f.startswith(_TEMPORARY)]
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            _sync_directory(path.parent)
+
+    def child(self, prefix: str) -> "LocalStorage":
+        return LocalStorage(self._path(prefix), private=self._private)
+
+    def _path(self, name: str) -> Path:
+        return self._root / _checked(name)
+
+    def _write_temporary(self, path: Path, data: bytes) -> Path:
+        self._make_directory(path.parent)
+        temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        mode = 0o600 if self._private else 0o666  # Less what the process's umask takes away.
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def _make_directory(self, path: Path) -> None:
+        if path.is_dir():
+            return
+        self._make_directory(path.parent)
+        path.mkdir(mode=0o700 if self._private else 0o777, exist_ok=True)
+        _sync_directory(path.parent)  # Else a crash could lose the directory with the file in it.
+
+
+class S3Storage:
+    """A bucket's prefix. Writes are atomic, and durable on return, because S3's are."""
+
+    def __init__(self, bucket: str, prefix: str, client: Any) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._client = client
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
+        except ClientError as error:
+            if _status(error) == 404:
+                raise StorageMissing(f"{self.uri} holds no {name!r}.") from error
+            raise
+        with contextlib.closing(answer["Body"]) as body:
+            data: bytes = body.read()
+        return data
+
+    def write(self, name: str, data: bytes) -> None:
+        self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=data)
+
+    def create(self, name: str, data: bytes) -> None:
+        for tries_left in reversed(range(_CONFLICT_TRIES)):
+            try:
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._key(name), Body=data, IfNoneMatch="*"
+                )
+                return
+            except ClientError as error:
+                if _status(error) == 412:
+                    raise AlreadyExists(f"{self.uri} already holds {name!r}.") from error
+                # 409: a write of the same name is in flight. S3 asks to try again.
+                if _status(error) != 409 or not tries_left:
+                    raise
+
+    def exists(self, name: str) -> bool:
+        try:
+            self._client.head_object(Bucket=self._bucket, Key=self._key(name))
+        except ClientError as error:
+            if _status(error) == 404:
+                return False
+            raise
+        return True
+
+    def list(self, prefix: str = "") -> list[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        keys = [found["Key"] for page in pages for found in page.get("Contents", [])]
+        return sorted(key.removeprefix(self._prefix) for key in keys)
+
+    def delete(self, name: str) -> None:
+        self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
+
+    def child(self, prefix: str) -> "S3Storage":
+        return S3Storage(self._bucket, self._key(prefix), self._client)
+
+    def _key(self, name: str) -> str:
+        return self._prefix + _checked(name)
+
+
+def s3_client(**options: Any) -> Any:
+    """Returns a boto3 client that S3 look-alikes understand too.
+
+    Many of them refuse the checksum trailers that newer boto3 sends unasked.
+    """
+    config = BotoConfig(
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"mode": "standard", "max_attempts": 5},
+    )
+    return boto3.client("s3", config=config, **options)
+
+
+def _checked(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or parts[-1].startswith(_TEMPORARY):
+        raise ConfigError(f"Storage name {name!r} must be relative, without '..'.")
+    return "/".join(parts)
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
