@@ -13,7 +13,7 @@ _VALUE_RANGE = (0.0, 16.0)  # Each pixel counts the ink in a 4x4 block of the 32
 def read_digits(request: Request) -> Raw:
     """All scans as one part; they come without a test split."""
     bunch = load_digits()
-    images = scale_to_bytes(np.asarray(bunch.images), _VALUE_RANGE)
+    images = scale_to_bytes(np.asarray(bunch.images), _VALUE_RANGE, "digits")
     return Raw(
         train=part_of(images, np.asarray(bunch.target), request),
         class_names=digit_names(10),

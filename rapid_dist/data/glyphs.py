@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rapid_dist.data.pixels import fit
-from rapid_dist.data.raw import Part, Raw, Request, cache_folder, digit_names, require_file
+from rapid_dist.data.raw import (
+    Part,
+    Raw,
+    Request,
+    cache_folder,
+    digit_names,
+    download_set,
+    require_file,
+)
 from rapid_dist.errors import DataError
 
 _UBYTE = 0x08  # The idx code of unsigned bytes, the only type these sets use.
@@ -29,18 +37,25 @@ class _Family:
     prefix: str = ""
     train: str = "train"
     test: str = "t10k"
-    classes: tuple[str, ...] = digit_names(10)
+    classes: tuple[str, ...] = tuple("0123456789")
     first_label: int = 0
     transposed: bool = False
     licence: str
 
 
-_CLOTHES = "t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot"
-_FAMILIES = {
-    "mnist": _Family(folder="MNIST", licence="CC BY-SA 3.0"),
-    "fashion_mnist": _Family(folder="FashionMNIST", classes=tuple(_CLOTHES.split()), licence="MIT"),
-    "kmnist": _Family(folder="KMNIST", licence="CC BY-SA 4.0"),
-    "emnist_letters": _Family(
+_CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat")
+_SHOES_AND_MORE = ("sandal", "shirt", "sneaker", "bag", "ankle-boot")
+
+
+def _family(source: str) -> _Family:
+    if source == "mnist":
+        return _Family(folder="MNIST", licence="CC BY-SA 3.0")
+    if source == "fashion_mnist":
+        return _Family(folder="FashionMNIST", classes=_CLOTHES + _SHOES_AND_MORE, licence="MIT")
+    if source == "kmnist":
+        return _Family(folder="KMNIST", licence="CC BY-SA 4.0")
+    assert source == "emnist_letters", source
+    return _Family(
         folder="EMNIST",
         prefix="emnist-letters-",
         test="test",
@@ -48,8 +63,7 @@ _FAMILIES = {
         first_label=1,
         transposed=True,
         licence="public domain (NIST)",
-    ),
-}
+    )
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -112,7 +126,7 @@ def read_family(request: Request, download: Callable[[str, Path], None] | None =
     Args:
       download: fetches a set, by torchvision's class name, into a folder; by default torchvision.
     """
-    family = _FAMILIES[request.source]
+    family = _family(request.source)
     raw = _locate(request, family, download)
     parts = []
     for split in (family.train, family.test):
@@ -131,7 +145,7 @@ def read_kmnist(request: Request) -> Raw:
         return read_family(request)
     arrays = open_arrays(path, "images", "labels")
     part = part_of(_bytes_of(arrays["images"], path), arrays["labels"], request)
-    family = _FAMILIES["kmnist"]
+    family = _family("kmnist")
     return Raw(train=part, class_names=family.classes, licence=family.licence)
 
 
@@ -195,13 +209,6 @@ def _locate(
     for folder in folders:
         if (folder / marker).exists() or (folder / f"{marker}.gz").exists():
             return folder
-    fetch = download or _download
+    fetch = download or download_set
     fetch(family.folder, cache_folder())
     return folders[-1]
-
-
-def _download(name: str, folder: Path) -> None:
-    # torchvision takes seconds to import; only a set that must be fetched pays for it.
-    from rapid_dist.data.download import download_torchvision
-
-    download_torchvision(name, folder)

@@ -14,7 +14,7 @@ import torch
 from rapid_dist.data.images import UInt8Array
 from rapid_dist.errors import DataError
 
-_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)
 _CHUNK = 4096  # Images resized at once; bounds the float32 copy.
 
 
@@ -47,7 +47,7 @@ def fit(
 
 
 def scale_to_bytes(
-    values: npt.NDArray[np.generic], value_range: tuple[float, float]
+    values: npt.NDArray[np.generic], value_range: tuple[float, float], name: str
 ) -> npt.NDArray[np.uint8]:
     """Maps numbers from their declared range onto 0..255; refuses numbers outside it."""
     low, high = value_range
@@ -56,7 +56,7 @@ def scale_to_bytes(
     numbers = np.asarray(values, dtype=np.float32)
     if not (np.isfinite(numbers).all() and (numbers >= low).all() and (numbers <= high).all()):
         raise DataError(
-            f"A pixel lies outside the declared value_range ({low:g}, {high:g}). "
+            f"{name}: a pixel lies outside the declared value_range ({low:g}, {high:g}). "
             "Declare the range that the file uses."
         )
     scaled: UInt8Array = np.rint((numbers - low) * np.float32(255.0 / (high - low))).astype(
@@ -81,7 +81,9 @@ def _fit_chunk(
         pad = round(images.shape[2] * margin / (1 - 2 * margin))
         images = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     if images.shape[1] == 3 and channels == 1:
-        grey = np.tensordot(images.astype(np.float32), _GREY_WEIGHTS, axes=(1, 0))
+        grey = np.tensordot(
+            images.astype(np.float32), np.array(_GREY_WEIGHTS, np.float32), axes=(1, 0)
+        )
         images = np.rint(grey).astype(np.uint8)[:, None]
     side = images.shape[2]
     if side > size:

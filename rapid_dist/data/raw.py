@@ -22,6 +22,7 @@ class Request:
     root: Path | None  # The folder that holds the named sources, each in its own sub-folder.
     size: int
     channels: int
+    num_classes: int | None = None  # Declared, of a private source.
     path: str | None = None  # Of folder and npz: local, or s3://.
     labels: str = "fine"  # fine, or coarse where a source has two levels.
     count: int | None = None  # Of rendered sources: how many.
@@ -89,3 +90,11 @@ def cache_folder() -> Path:
     """Where downloads are kept: $XDG_CACHE_HOME/rapid-dist, by default in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "rapid-dist"
+
+
+def download_set(name: str, folder: Path) -> None:
+    """Fetches the set of torchvision's class ``name`` into ``folder``."""
+    # torchvision takes seconds to import; only a set that must be fetched pays for it.
+    from rapid_dist.data.download import download_torchvision
+
+    download_torchvision(name, folder)

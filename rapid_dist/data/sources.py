@@ -54,6 +54,7 @@ def load_private(
         root=_folder(root),
         size=source.size,
         channels=source.channels,
+        num_classes=source.num_classes,
         path=source.path,
         invert=source.invert,
         margin=source.margin,
@@ -188,7 +189,10 @@ def _tag_private(
         licence=licence,
         num_groups=num_groups,
     )
-    return PrivateImages(images=part.images, labels=labels, groups=part.groups, spec=spec)
+    groups = part.groups
+    if groups is not None:
+        groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)
+    return PrivateImages(images=part.images, labels=labels, groups=groups, spec=spec)
 
 
 def _public_part(raw: Raw, source: PublicSource, seed: int) -> tuple[Part, tuple[str, ...]]:
