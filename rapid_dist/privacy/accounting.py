@@ -25,11 +25,16 @@ from rapid_dist.errors import BudgetError, ConfigError
 from rapid_dist.privacy.budget import Budget, PrivacyConfig
 from rapid_dist.privacy.mechanism import DpSgdConfig, DpSgdEvent, Event, GaussianEvent
 from rapid_dist.privacy.pld import pld_epsilon, pooled
-from rapid_dist.privacy.solving import solve_noise_multiplier, solve_sample_rate, solve_steps
+from rapid_dist.privacy.solving import (
+    largest_that,
+    solve_noise_multiplier,
+    solve_sample_rate,
+    solve_steps,
+)
 
 MOST_DISAGREEMENT = 0.05  # Between PLD and PRV, in epsilon.
-# Whole orders only: dp_accounting's series for the others are slow and do not always converge.
-_RDP_ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024)
+# Few broken orders: dp_accounting's series for them are slow, and the lowest do not converge.
+_RDP_ORDERS = (1.75, 2.25, 2.5, 2.75, 3.5, *range(2, 64), 80, 96, 128, 192, 256, 512, 1024)
 _MOST_GRID_POINTS = 4e6  # Of the PRV's mesh: bounds its time and memory.
 
 
@@ -83,6 +88,7 @@ def epsilons(events: Sequence[Event], delta: float) -> Epsilons:
     return Epsilons(delta=delta, pld=pld, prv=_prv(parts, delta), rdp=_rdp(parts, delta))
 
 
+@lru_cache(maxsize=16)
 def plan(config: PrivacyConfig, num_records: int) -> PrivacyPlan:
     """Solves the one unknown of ``config``.
 
@@ -134,9 +140,7 @@ def affordable_steps(spent: Sequence[Event], budget: Budget, step: DpSgdEvent, a
     steps = solve_steps(**constants, budget=tighter, others=spent, at_most=most)
     while steps and not within(steps):
         steps -= 1
-    while steps + 1 < most and within(steps + 1):
-        steps += 1
-    return steps
+    return largest_that(within, steps, most)
 
 
 def _solve(config: PrivacyConfig, num_records: int, target: float) -> PrivacyPlan:

@@ -80,15 +80,16 @@ def solve_steps(
     good, limit = 1, at_most + 1
     while 2 * good < limit and fits(2 * good, COARSE):
         good *= 2
-    good = _largest(lambda steps: fits(steps, COARSE), good, min(2 * good, limit))
+    good = largest_that(lambda steps: fits(steps, COARSE), good, min(2 * good, limit))
     # The coarse answer is a few steps low. Go up from there at the fine discretisation.
     bad, stride = good + 1, 1
     while bad < limit and fits(bad, FINE):
         good, bad, stride = bad, bad + 2 * stride, 2 * stride
-    return _largest(lambda steps: fits(steps, FINE), good, min(bad, limit))
+    return largest_that(lambda steps: fits(steps, FINE), good, min(bad, limit))
 
 
-def _largest(fits: Callable[[int], bool], good: int, bad: int) -> int:
+def largest_that(fits: Callable[[int], bool], good: int, bad: int) -> int:
+    """Returns the largest whole number below ``bad`` that fits, given that ``good`` does."""
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if fits(middle) else (good, middle)

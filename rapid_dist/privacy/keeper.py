@@ -1,0 +1,138 @@
+"""The one who pays: charges a run's releases to the ledger, within the run's budget.
+
+The only writer of a run. It charges *before* a release: ``charge`` returns when the entry is
+durable, and only then may noise be drawn. A plain class; the cluster runs it as an actor, as is.
+"""
+
+from dataclasses import dataclass, replace
+
+from rapid_dist.errors import BudgetError, LedgerError
+from rapid_dist.privacy.accounting import Epsilons, affordable_steps, epsilons
+from rapid_dist.privacy.budget import Budget
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One try at a run, from a start or a restart to its end."""
+
+    number: int  # From 1; part of the key of everything random in the attempt.
+    affordable_steps: int  # Steps that the rest of the budget pays for, at most what is planned.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerTotals:
+    """What was spent on one private data set, by all runs together and by each."""
+
+    dataset: Epsilons
+    runs: dict[str, Epsilons]
+
+
+class LedgerKeeper:
+    """Charges one run's steps and queries; refuses what would pass the budget."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        run: str,
+        budget: Budget,
+        event: DpSgdEvent,
+        planned_steps: int,
+        reserve_steps: int = 0,
+    ) -> None:
+        """Takes the run's plan.
+
+        Args:
+          event: the constants of one step.
+          planned_steps: steps of a run without mishap; steps are numbered below it.
+          reserve_steps: steps the plan paid for on top, for a crash to repeat.
+        """
+        self._ledger = ledger
+        self._run = run
+        self._budget = budget
+        self._event = replace(event, steps=1)
+        self._planned_steps = planned_steps
+        self._most_steps = planned_steps + reserve_steps
+        self._attempt = 0
+        self._affordable = 0
+
+    def begin_attempt(self) -> Attempt:
+        """Fences all older attempts, and counts the steps that are left to this one.
+
+        Counting asks the accountants once, so that a charge is then one write to the ledger.
+        """
+        note = (
+            f"epsilon={self._budget.epsilon} delta={self._budget.delta} "
+            f"planned_steps={self._planned_steps} most_steps={self._most_steps}"
+        )
+        self._attempt = self._ledger.begin_attempt(self._run, note)
+        self._count_affordable()
+        return Attempt(number=self._attempt, affordable_steps=self._affordable)
+
+    def charge(self, step: int) -> None:
+        """Charges one step; it is durable on return, and only then may be taken.
+
+        Raises BudgetError, leaving no entry, if the step would pass the run's budget, and
+        LedgerError if a newer attempt has begun.
+        """
+        self._require_attempt()
+        if not 0 <= step < self._planned_steps:
+            raise BudgetError(
+                f"Step {step} of run {self._run!r} is not among the {self._planned_steps} planned "
+                "ones. Plan more steps."
+            )
+        if self._affordable < 1:
+            raise BudgetError(
+                f"Step {step} of run {self._run!r} would pass epsilon={self._budget.epsilon} at "
+                f"delta={self._budget.delta}: {len(self._ledger.events(self._run))} releases are "
+                "charged already. Raise privacy.reserve_steps in the next run's plan."
+            )
+        self._affordable -= 1  # First: a step whose entry may or may not exist is spent.
+        self._ledger.append("step", self._run, attempt=self._attempt, step=step, event=self._event)
+
+    def charge_query(self, event: GaussianEvent, purpose: str) -> None:
+        """Charges one release of a Gaussian query, such as the prior's histogram.
+
+        Durable on return, and refused as in ``charge``. The steps left are counted anew.
+        """
+        self._require_attempt()
+        total = epsilons([*self._ledger.events(self._run), event], self._budget.delta)
+        if total.reported > self._budget.epsilon:
+            raise BudgetError(
+                f"Query {purpose!r} of run {self._run!r} would bring epsilon to "
+                f"{total.reported:.4f}; the budget is {self._budget.epsilon} at "
+                f"delta={self._budget.delta}. Give the query more noise."
+            )
+        self._ledger.append("query", self._run, attempt=self._attempt, event=event, note=purpose)
+        self._count_affordable()
+
+    def affordable_steps(self) -> int:
+        """Returns how many steps this attempt may still take."""
+        return self._affordable
+
+    def spent(self) -> Epsilons:
+        """Returns what the run has spent, all attempts and queries together."""
+        self._ledger.refresh()
+        return epsilons(self._ledger.events(self._run), self._budget.delta)
+
+    def _count_affordable(self) -> None:
+        self._affordable = affordable_steps(
+            self._ledger.events(self._run), self._budget, self._event, self._most_steps
+        )
+
+    def _require_attempt(self) -> None:
+        if self._attempt == 0:
+            raise LedgerError(f"Run {self._run!r} charges before its attempt; begin_attempt first.")
+
+
+def totals(ledger: Ledger, delta: float) -> LedgerTotals:
+    """Returns the epsilons of a data set at one delta.
+
+    The composition holds for runs whose constants did not depend on earlier runs' releases;
+    choosing them by looking is what selection has to price.
+    """
+    return LedgerTotals(
+        dataset=epsilons(ledger.events(), delta),
+        runs={run: epsilons(ledger.events(run), delta) for run in ledger.runs()},
+    )

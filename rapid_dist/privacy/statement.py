@@ -1,0 +1,93 @@
+"""The claim, in words a data-protection officer can check, from the ledger alone."""
+
+import math
+from dataclasses import dataclass
+
+from rapid_dist.errors import LedgerError
+from rapid_dist.privacy.accounting import Epsilons, epsilons
+from rapid_dist.privacy.budget import Budget, PrivacyConfig
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import GaussianEvent
+
+_RELATIONS = {"zero_out": "replacing any one {unit} by nothing (zero-out; their number is public)"}
+_UNITS = {"record": "record", "group": "group of records"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What may be said of one run's model, and of its data set. All of it is public."""
+
+    dataset: str
+    run: str
+    num_records: int
+    relation: str
+    unit: str
+    budget: Budget
+    spent: Epsilons  # By the run, all attempts and queries together.
+    dataset_spent: Epsilons  # By all runs that the ledger holds.
+    num_steps: int
+    num_queries: int
+    ledger_head: str
+
+    @property
+    def within_budget(self) -> bool:
+        return self.spent.reported <= self.budget.epsilon
+
+    @property
+    def sentence(self) -> str:
+        """The claim in one sentence."""
+        relation = _RELATIONS[self.relation].format(unit=_UNITS[self.unit])
+        return (
+            f"Everything that run {self.run!r} releases of the {self.num_records:,} private "
+            f"records of {self.dataset!r} is ({rounded_up(self.spent.reported)}, "
+            f"{self.budget.delta:g})-differentially private under {relation}."
+        )
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The claim, what it rests on, and what it does not cover."""
+        spent, whole = self.spent, self.dataset_spent
+        side = "within" if self.within_budget else "ABOVE"
+        return (
+            self.sentence,
+            f"That is {side} the run's budget of epsilon {self.budget.epsilon:g}. The ledger holds "
+            f"{self.num_steps:,} Poisson-sampled Gaussian steps and {self.num_queries:,} Gaussian "
+            f"queries of this run, composed at delta {self.budget.delta:g}: PLD "
+            f"{rounded_up(spent.pld)}, PRV {rounded_up(spent.prv)} (the larger is claimed), "
+            f"RDP {rounded_up(spent.rdp)} for comparison.",
+            f"All runs ever charged to {self.dataset!r} together: epsilon "
+            f"{rounded_up(whole.reported)} at the same delta. Ledger head {self.ledger_head}.",
+            "The accounting is for ideal Gaussian noise; the noise added is float32, from a Philox "
+            "generator keyed by the operating system. It covers the released model and what is "
+            "computed from it, not internal evaluation against private records.",
+        )
+
+
+def claim(config: PrivacyConfig, num_records: int, ledger: Ledger, run: str) -> Claim:
+    """Returns what the ledger lets one say of a run; epsilon is never taken from its plan."""
+    ledger.refresh()
+    events = ledger.events(run)
+    if not events:
+        raise LedgerError(
+            f"The ledger of {ledger.dataset!r} holds no release of run {run!r}, so nothing can be "
+            "claimed of it. Check the run's name and the ledger's place."
+        )
+    queries = sum(isinstance(event, GaussianEvent) for event in events)
+    return Claim(
+        dataset=ledger.dataset,
+        run=run,
+        num_records=num_records,
+        relation=config.relation,
+        unit=config.unit,
+        budget=config.budget,
+        spent=epsilons(events, config.delta),
+        dataset_spent=epsilons(ledger.events(), config.delta),
+        num_steps=sum(event.steps for event in events if not isinstance(event, GaussianEvent)),
+        num_queries=queries,
+        ledger_head=ledger.head,
+    )
+
+
+def rounded_up(epsilon: float) -> str:
+    """Returns epsilon with four decimals, never rounded towards a stronger claim."""
+    return f"{math.ceil(epsilon * 1e4) / 1e4:.4f}"
