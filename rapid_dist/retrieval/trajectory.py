@@ -3,7 +3,8 @@
 A state at noise level s is x_0 + s * n (variance exploding). Both states of an entry, the one
 at the query step and the one at the split step, use the same n, so they belong to one
 trajectory. n is a pure function of (image, seed): it is never stored, and is the same on any
-machine, in any order and for any number of actors.
+machine, in any order and for any number of actors. An image is named by the hash of its content,
+which the caller passes.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -14,13 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 
 _HALF_RANGE = 127.5  # uint8 pixels to [-1, 1]: declared, never measured.
-
-
-def content_hash(image: np.ndarray) -> bytes:
-    """uint8 [C, H, W] -> the 32 bytes that name this image, whatever file it came from."""
-    assert image.dtype == np.uint8
-    shape = "x".join(str(side) for side in image.shape)
-    return hashlib.sha256(shape.encode() + b"|" + np.ascontiguousarray(image).tobytes()).digest()
 
 
 def noise_of(image_hash: bytes, seed: int, shape: tuple[int, ...]) -> np.ndarray:

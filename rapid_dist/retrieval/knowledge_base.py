@@ -1,0 +1,164 @@
+"""The knowledge base: public trajectories by id, and exact search over their keys.
+
+    base = KnowledgeBase.open(storage)
+    distances, ids = base.search(embed(states_at_k), k=1)
+    surrogates = base.state(ids[:, 0], level=noise_level_at_v)
+
+This one lives in the process that asks, so a query never leaves it. Queries are not logged,
+cached or stored.
+
+Shapes: E entries, Q queries, D key dimensions, n ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from rapid_dist.errors import ConfigError
+from rapid_dist.retrieval.manifest import Manifest
+from rapid_dist.retrieval.trajectory import noises_of, state_at, unit_images
+from rapid_dist.retrieval.vectors import VectorIndex
+from rapid_dist.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeBaseConfig:
+    """How public reference images become a searchable knowledge base."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    seeds_per_image: int = 1  # Trajectories of every reference image.
+    seed: int = 0  # First of an image's seeds.
+    num_shards: int = 8  # Never depends on the number of actors.
+    embed_batch: int = 64
+    keys: Literal["contrast", "pixels"] = "contrast"  # What a query and a key are compared by.
+    features: Literal["contrast", "pixels"] = "pixels"  # What the prior's clusters are made from.
+    clusters: int = 1_000  # Clusters of the prior.
+    kmeans_iterations: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("seeds_per_image", "num_shards", "embed_batch", "clusters"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"knowledge_base.{name} must be at least 1, got {getattr(self, name)}."
+                )
+        if self.seed < 0 or self.kmeans_iterations < 1:
+            raise ConfigError(
+                "knowledge_base.seed must be at least 0 and kmeans_iterations at least 1, got "
+                f"{self.seed} and {self.kmeans_iterations}."
+            )
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.seed, self.seed + self.seeds_per_image))
+
+
+class ShardSearcher:
+    """Searches some shards of a knowledge base, opened from storage when first asked."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, places: Sequence[int]) -> None:
+        """Takes the places of the shards in the manifest; at least one."""
+        self._storage, self._manifest, self._places = storage, manifest, places
+        self._index: VectorIndex | None = None
+
+    def search(
+        self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest of these shards' entries; see ``KnowledgeBase.search``."""
+        return self.index().search(self._manifest.framed(queries), k, labels)
+
+    def index(self) -> VectorIndex:
+        """Returns the index over these shards, checking every shard's hash on first use."""
+        if self._index is None:
+            keys, ids, labels = [], [], []
+            first_ids = self._manifest.first_ids()
+            for place in self._places:
+                shard = self._manifest.open_shard(self._storage, self._manifest.shards[place])
+                keys.append(self._manifest.framed(shard.keys))
+                ids.append(first_ids[place] + np.arange(len(shard.keys)))
+                labels.append(np.repeat(shard.labels, len(shard.seeds)))
+            self._index = VectorIndex(
+                np.concatenate(keys), np.concatenate(ids), np.concatenate(labels)
+            )
+        return self._index
+
+
+class KnowledgeBase:
+    """All shards in one process. Public data only; every answer is exact."""
+
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        self.manifest = manifest
+        shards = [manifest.open_shard(storage, record) for record in manifest.shards]
+        self._images = np.concatenate([shard.images for shard in shards])
+        self._hashes = [bytes(row) for shard in shards for row in shard.hashes]
+        self._image_labels = np.concatenate([shard.labels for shard in shards])
+        self.features = np.concatenate([shard.features for shard in shards])
+        """float32 [number of images, F]: features of the clean images, for clustering."""
+        self._searcher = ShardSearcher(storage, manifest, range(len(manifest.shards)))
+
+    @classmethod
+    def open(cls, storage: Storage, expected_fingerprint: str | None = None) -> "KnowledgeBase":
+        """Opens a finished knowledge base; refuses another than the expected manifest's."""
+        manifest = Manifest.read(storage)
+        if expected_fingerprint is not None and manifest.fingerprint != expected_fingerprint:
+            raise ConfigError(
+                f"{storage.uri} holds knowledge base {manifest.fingerprint[:16]}, this run needs "
+                f"{expected_fingerprint[:16]}. Point the run at the one it was started with."
+            )
+        return cls(storage, manifest)
+
+    def __len__(self) -> int:
+        return self.manifest.num_entries
+
+    def search(
+        self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the k nearest entries of every query, exactly, ties to the smaller id.
+
+        Args:
+          queries: float32 [Q, D], as the embedder gives them.
+          k: neighbors to find.
+          labels: int64 [Q], the public class that each query must be answered from.
+
+        Returns:
+          squared L2 float32 [Q, k] between centred and scaled keys, ascending, and entry ids
+          int64 [Q, k]; (inf, -1) where there are fewer than k.
+        """
+        return self._searcher.search(queries, k, labels)
+
+    def image_of(self, ids: np.ndarray) -> np.ndarray:
+        """Entries int64 [n] -> the reference image of each, int64 [n]: a row of ``features``."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
+            raise ConfigError(
+                f"Entry ids must be in 0..{len(self) - 1}, got {ids.min()}..{ids.max()}. "
+                "A search for more neighbors than there are gives -1; ask for fewer."
+            )
+        rows: np.ndarray = ids // len(self.manifest.spec.seeds)
+        return rows
+
+    def per_entry(self, values: np.ndarray) -> np.ndarray:
+        """Spreads one value a reference image to one value an entry, [E]."""
+        return np.repeat(values, len(self.manifest.spec.seeds), axis=0)
+
+    def images(self, ids: np.ndarray) -> np.ndarray:
+        """Entries int64 [n] -> their clean images, uint8 [n, C, H, W]."""
+        images: np.ndarray = self._images[self.image_of(ids)]
+        return images
+
+    def labels(self, ids: np.ndarray) -> np.ndarray:
+        """Entries int64 [n] -> their public classes, int64 [n]."""
+        labels: np.ndarray = self._image_labels[self.image_of(ids)]
+        return labels
+
+    def noise(self, ids: np.ndarray) -> np.ndarray:
+        """Entries int64 [n] -> the noise of their paths, float32 [n, C, H, W], drawn again."""
+        seeds = self.manifest.spec.seeds
+        hashes = [self._hashes[row] for row in self.image_of(ids)]
+        return noises_of(hashes, [seeds[i % len(seeds)] for i in ids], self._images.shape[1:])
+
+    def state(self, ids: np.ndarray, level: float) -> torch.Tensor:
+        """Entries int64 [n] -> their states at noise level ``level``, float32 [n, C, H, W]."""
+        return torch.from_numpy(state_at(unit_images(self.images(ids)), self.noise(ids), level))
