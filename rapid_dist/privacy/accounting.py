@@ -22,9 +22,9 @@ from dp_accounting.rdp import RdpAccountant
 from opacus.accountants import PRVAccountant
 
 from rapid_dist.errors import BudgetError, ConfigError
-from rapid_dist.privacy.budget import Budget, PrivacyConfig
 from rapid_dist.privacy.mechanism import DpSgdConfig, DpSgdEvent, Event, GaussianEvent
 from rapid_dist.privacy.pld import pld_epsilon, pooled
+from rapid_dist.privacy.settings import Budget, PrivacyConfig
 from rapid_dist.privacy.solving import (
     largest_that,
     solve_noise_multiplier,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from rapid_dist.errors import BudgetError, LedgerError
 from rapid_dist.privacy.accounting import Epsilons, affordable_steps, epsilons
-from rapid_dist.privacy.budget import Budget
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
+from rapid_dist.privacy.settings import Budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from rapid_dist.errors import BudgetError, ConfigError
-from rapid_dist.privacy.budget import Budget
 from rapid_dist.privacy.mechanism import DpSgdEvent, Event
 from rapid_dist.privacy.pld import COARSE, FINE, pld_epsilon
+from rapid_dist.privacy.settings import Budget
 
 _TOLERANCE = 2e-4  # Of epsilon, left unspent.
 _LEAST_NOISE, _MOST_NOISE = 0.2, 2.0**20

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from rapid_dist.errors import LedgerError
 from rapid_dist.privacy.accounting import Epsilons, epsilons
-from rapid_dist.privacy.budget import Budget, PrivacyConfig
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.privacy.settings import Budget, PrivacyConfig
 
 _RELATIONS = {"zero_out": "replacing any one {unit} by nothing (zero-out; their number is public)"}
 _UNITS = {"record": "record", "group": "group of records"}
