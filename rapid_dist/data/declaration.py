@@ -90,7 +90,7 @@ class PublicSource:
     label_column: str | None = None
     value_range: tuple[float, float] = (0.0, 255.0)
     invert: bool = False  # For dark strokes on white.
-    margin: float = 0.0  # Share of the frame left black on each side.
+    margin: float = 0.0  # Share of the frame left black on each side (a letter may slant into it).
     licence: str = ""
 
     def __post_init__(self) -> None:
