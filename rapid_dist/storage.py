@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -86,9 +87,12 @@ def sha256_hex(data: bytes) -> str:
 class LocalStorage:
     """A directory. Every write is synced to the disk, its directory entry included."""
 
-    def __init__(self, root: Path, *, private: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, private: bool = False, sync: Callable[[int], None] = os.fsync
+    ) -> None:
         self._root = Path(root).expanduser().absolute()
         self._private = private
+        self._sync = sync  # Makes an open file or directory durable.
 
     @property
     def uri(self) -> str:
@@ -104,7 +108,7 @@ class LocalStorage:
         path = self._path(name)
         temporary = self._write_temporary(path, data)
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        self._sync_directory(path.parent)
 
     def create(self, name: str, data: bytes) -> None:
         path = self._path(name)
@@ -122,7 +126,7 @@ class LocalStorage:
             ) from error
         finally:
             temporary.unlink()
-        _sync_directory(path.parent)
+        self._sync_directory(path.parent)
 
     def exists(self, name: str) -> bool:
         return self._path(name).is_file()
@@ -139,10 +143,10 @@ class LocalStorage:
         path = self._path(name)
         with contextlib.suppress(FileNotFoundError):
             path.unlink()
-            _sync_directory(path.parent)
+            self._sync_directory(path.parent)
 
     def child(self, prefix: str) -> "LocalStorage":
-        return LocalStorage(self._path(prefix), private=self._private)
+        return LocalStorage(self._path(prefix), private=self._private, sync=self._sync)
 
     def _path(self, name: str) -> Path:
         return self._root / _checked(name)
@@ -155,7 +159,7 @@ class LocalStorage:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                self._sync(file.fileno())
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -166,7 +170,16 @@ class LocalStorage:
             return
         self._make_directory(path.parent)
         path.mkdir(mode=0o700 if self._private else 0o777, exist_ok=True)
-        _sync_directory(path.parent)  # Else a crash could lose the directory with the file in it.
+        self._sync_directory(
+            path.parent
+        )  # Else a crash could lose the directory with the file in it.
+
+    def _sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self._sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class S3Storage:
@@ -257,11 +270,3 @@ def _checked(name: str) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

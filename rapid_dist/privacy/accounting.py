@@ -33,8 +33,6 @@ from rapid_dist.privacy.solving import (
 )
 
 MOST_DISAGREEMENT = 0.05  # Between PLD and PRV, in epsilon.
-# Few broken orders: dp_accounting's series for them are slow, and the lowest do not converge.
-_RDP_ORDERS = (1.75, 2.25, 2.5, 2.75, 3.5, *range(2, 64), 80, 96, 128, 192, 256, 512, 1024)
 _MOST_GRID_POINTS = 4e6  # Of the PRV's mesh: bounds its time and memory.
 
 
@@ -236,7 +234,9 @@ def _prv(events: tuple[DpSgdEvent, ...], delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _rdp(events: tuple[DpSgdEvent, ...], delta: float) -> float:
-    accountant = RdpAccountant(_RDP_ORDERS, NeighboringRelation.REPLACE_SPECIAL)
+    # Few broken orders: dp_accounting's series for them are slow, the lowest do not converge.
+    orders = (1.75, 2.25, 2.5, 2.75, 3.5, *range(2, 64), 80, 96, 128, 192, 256, 512, 1024)
+    accountant = RdpAccountant(orders, NeighboringRelation.REPLACE_SPECIAL)
     for event in events:
         gaussian = GaussianDpEvent(event.noise_multiplier)
         accountant.compose(PoissonSampledDpEvent(event.sample_rate, gaussian), event.steps)
