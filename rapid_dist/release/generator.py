@@ -1,0 +1,162 @@
+"""Draws images from a released bundle, with nothing but torch, diffusers and NumPy.
+
+    generator = Generator.open(Path("bundle"))
+    images = generator.generate(np.arange(10), seed=0)  # uint8 [10, C, S, S]
+
+Letters: n samples, C channels, S pixels a side.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from rapid_dist.data.images import Int64Array, UInt8Array, from_unit, to_unit
+from rapid_dist.diffusion.sampler import sample
+from rapid_dist.diffusion.seeds import normal_for
+from rapid_dist.errors import ConfigError
+from rapid_dist.release.bundle import Bundle, open_bundle
+from rapid_dist.retrieval.trajectory import noises_of, state_at
+
+# Rows of every network call, always: sums of floats depend on the shape they are made in.
+BLOCK_ROWS = 64
+
+
+class Generator:
+    """The released generator; each sample is a pure function of (label, seed, id)."""
+
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        self._bundle = bundle
+        self._device = device
+        self._denoiser = bundle.denoiser.to(device).eval()
+        self._levels = bundle.facts.levels()
+        self._shape = (bundle.denoiser.channels, bundle.denoiser.size, bundle.denoiser.size)
+        self._rows = 0  # That went through the network, padding included.
+        self._denoiser.evaluations = 0
+
+    @classmethod
+    def open(cls, directory: Path, device: str = "cpu") -> Self:
+        """Opens a bundle folder; refuses one that is not what its checksums say."""
+        return cls(open_bundle(directory), device)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that labels stand for, in order; empty if it has none."""
+        return self._bundle.facts.class_names
+
+    @property
+    def evaluations_per_image(self) -> float:
+        """Network evaluations that one image has cost so far, counted and not planned."""
+        return self._denoiser.evaluations / self._rows if self._rows else 0.0
+
+    def generate(
+        self,
+        labels: Int64Array,
+        *,
+        seed: int,
+        first_id: int = 0,
+        batch_size: int = 256,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> UInt8Array:
+        """Returns one image for every label, uint8 [n, C, S, S].
+
+        Guarantee: sample i is the same image, to the bit, for any batch size and for any split of
+        the ids into calls, since id i always takes row i mod 64 of a block of 64 rows.
+
+        Args:
+          labels: int64 [n], classes in order of ``class_names``; zeros if it has none.
+          first_id: the id of the first sample; the others follow.
+          batch_size: samples between two calls of ``on_batch``, which is told their number.
+        """
+        labels = self._checked(labels, first_id, batch_size)
+        ids = first_id + np.arange(len(labels), dtype=np.int64)
+        images = np.empty((len(labels), *self._shape), np.uint8)
+        for start in range(0, len(labels), batch_size):
+            batch = slice(start, min(start + batch_size, len(labels)))
+            blocks = ids[batch] // BLOCK_ROWS
+            for block in np.unique(blocks):
+                rows = start + np.flatnonzero(blocks == block)
+                images[rows] = self._block(labels[rows], seed, ids[rows])
+            if on_batch is not None:
+                on_batch(batch.stop - batch.start)
+        return images
+
+    def references(self, labels: Int64Array, *, seed: int, first_id: int = 0) -> UInt8Array:
+        """Returns the public images that ``generate`` would start from, uint8 [n, C, S, S]."""
+        labels = self._checked(labels, first_id, 1)
+        ids = first_id + np.arange(len(labels), dtype=np.int64)
+        images, _, _ = self._drawn(labels, seed, ids)
+        return images
+
+    def _block(self, labels: Int64Array, seed: int, ids: Int64Array) -> UInt8Array:
+        """Draws samples that share one block, each in its own row; the other rows are idle."""
+        rows = torch.from_numpy(ids % BLOCK_ROWS)
+        state = torch.zeros(BLOCK_ROWS, *self._shape)
+        state[rows] = self._entered(labels, seed, ids)
+        row_labels = torch.zeros(BLOCK_ROWS, dtype=torch.int64)
+        row_labels[rows] = torch.from_numpy(labels)
+        facts = self._bundle.facts
+        clean = sample(
+            self._denoiser,
+            state.to(self._device),
+            row_labels.to(self._device),
+            self._levels,
+            solver=facts.solver,
+            guidance=facts.guidance,
+        )
+        self._rows += BLOCK_ROWS
+        return from_unit(clean.cpu()[rows])
+
+    def _entered(self, labels: Int64Array, seed: int, ids: Int64Array) -> torch.Tensor:
+        """Returns the states, float32 [n, C, S, S], in which sampling begins."""
+        facts = self._bundle.facts
+        noise = normal_for(seed, ids, self._shape, purpose="state")
+        if facts.source == "noise":
+            return self._levels[0] * noise
+        images, hashes, seeds = self._drawn(labels, seed, ids)
+        if facts.noise == "entry":
+            noise = torch.from_numpy(
+                noises_of([bytes(digest) for digest in hashes], seeds.tolist(), self._shape)
+            )
+        states = state_at(to_unit(images).numpy(), noise.numpy(), self._levels[0])
+        return torch.from_numpy(states)
+
+    def _drawn(
+        self, labels: Int64Array, seed: int, ids: Int64Array
+    ) -> tuple[UInt8Array, UInt8Array, Int64Array]:
+        """Returns image, hash and noise seed of the entry that each sample draws."""
+        prior, references = self._bundle.prior, self._bundle.references
+        if prior is None or references is None:
+            raise ConfigError(
+                "This generator starts from pure noise; it has no references to show. "
+                "Open one whose source is 'prior'."
+            )
+        entries = prior.draw(labels, seed, ids)
+        images = references.image_of_entry[entries]
+        return (
+            references.images[images],
+            references.hashes[images],
+            references.seed_of_entry[entries],
+        )
+
+    def _checked(self, labels: Int64Array, first_id: int, batch_size: int) -> Int64Array:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise ConfigError(
+                f"labels must be a list of integers, got {labels.dtype} of shape {labels.shape}. "
+                "Give one class index an image."
+            )
+        last = max(len(self.class_names), 1) - 1
+        if len(labels) and not 0 <= labels.min() <= labels.max() <= last:
+            raise ConfigError(
+                f"labels must be in 0..{last}, got {labels.min()}..{labels.max()}. "
+                f"The classes are {', '.join(self.class_names) or 'none: use zeros'}."
+            )
+        if first_id < 0 or batch_size < 1:
+            raise ConfigError(
+                f"first_id must be at least 0 and batch_size at least 1, got {first_id} and "
+                f"{batch_size}."
+            )
+        return labels.astype(np.int64)
