@@ -57,7 +57,8 @@ def _share_touching_the_border(margin: float) -> float:
 
 
 def test_a_margin_keeps_letters_off_the_border() -> None:
-    assert _share_touching_the_border(0.2) < 0.05  # A slanted wide letter may still reach it.
+    # At 0.3 even the largest, widest, most slanted and shifted letter fits; at 0.2 not quite all.
+    assert _share_touching_the_border(0.3) == 0
     assert _share_touching_the_border(0.0) > 0.5
 
 
