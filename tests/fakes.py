@@ -85,10 +85,23 @@ class LostAnswerStorage(MemoryStorage):
 
 
 class FullDiskStorage(MemoryStorage):
-    """Can be read, but every create fails before anything is stored."""
+    """Refuses every create, before anything is stored, while ``full``."""
+
+    full = False
 
     def create(self, name: str, data: bytes) -> None:
-        raise OSError(28, "No space left on device")
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().create(name, data)
 
-    def child(self, prefix: str) -> "FullDiskStorage":
-        return FullDiskStorage(self.files, f"{self._prefix}{prefix}/")
+    def child(self, prefix: str) -> Storage:
+        return _FullDiskChild(self, prefix)
+
+
+class _FullDiskChild(MemoryStorage):
+    def __init__(self, parent: FullDiskStorage, prefix: str) -> None:
+        super().__init__(parent.files, f"{prefix}/")
+        self._parent = parent
+
+    def create(self, name: str, data: bytes) -> None:
+        self._parent.create(self._prefix + name, data)

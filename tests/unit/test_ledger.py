@@ -1,0 +1,242 @@
+"""The ledger: durable, append-only, and unable to be rewritten without notice."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rapid_dist.errors import ConfigError, LedgerError
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
+from rapid_dist.storage import LocalStorage, Storage, sha256_hex
+from tests.fakes import CountingStorage, FakeClock, LostAnswerStorage, MemoryStorage
+
+STEP = DpSgdEvent(sample_rate=0.01, noise_multiplier=1.1, steps=1)
+QUERY = GaussianEvent(noise_multiplier=20.0)
+
+
+def _ledger(storage: Storage | Path, dataset: str = "faces") -> Ledger:
+    return Ledger.open(storage, dataset, clock=FakeClock())
+
+
+def _with_three_entries(storage: Storage) -> Ledger:
+    ledger = _ledger(storage)
+    attempt = ledger.begin_attempt("run-1")
+    ledger.append("query", "run-1", attempt=attempt, event=QUERY, note="prior")
+    ledger.append("step", "run-1", attempt=attempt, step=0, event=STEP)
+    return ledger
+
+
+def test_a_ledger_opened_again_holds_the_same_entries(tmp_path: Path) -> None:
+    ledger = _with_three_entries(LocalStorage(tmp_path))
+    again = _ledger(tmp_path)
+    assert again.entries() == ledger.entries()
+    assert again.head == ledger.head
+    assert again.events("run-1") == [QUERY, STEP]
+    assert sorted(p.name for p in (tmp_path / "faces").iterdir()) == [
+        "000000000000.json",
+        "000000000001.json",
+        "000000000002.json",
+    ]
+
+
+def test_an_entry_says_what_was_released_when_and_by_which_code() -> None:
+    storage = MemoryStorage()
+    _with_three_entries(storage)
+    entry = json.loads(storage.read("faces/000000000002.json"))
+    assert entry.pop("hash") == sha256_hex(
+        json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    )
+    assert entry.pop("writer")
+    assert entry.pop("code")
+    assert entry.pop("previous") == json.loads(storage.read("faces/000000000001.json"))["hash"]
+    assert entry == {
+        "dataset": "faces",
+        "index": 2,
+        "kind": "step",
+        "run": "run-1",
+        "attempt": 1,
+        "step": 0,
+        "event": {
+            "mechanism": "dp_sgd",
+            "sample_rate": 0.01,
+            "noise_multiplier": 1.1,
+            "steps": 1,
+        },
+        "note": "",
+        "time": 1_000_003.0,
+    }
+
+
+def test_runs_of_one_data_set_share_its_ledger_and_are_told_apart() -> None:
+    ledger = _with_three_entries(MemoryStorage())
+    other = ledger.begin_attempt("run-2")
+    ledger.append("step", "run-2", attempt=other, step=0, event=STEP)
+    assert ledger.runs() == ["run-1", "run-2"]
+    assert ledger.events("run-2") == [STEP]
+    assert ledger.events() == [QUERY, STEP, STEP]
+
+
+def test_data_sets_have_ledgers_of_their_own() -> None:
+    storage = MemoryStorage()
+    _with_three_entries(storage)
+    assert _ledger(storage, "scans").entries() == []
+    assert _ledger(storage, "scans").head != _ledger(storage, "letters").head
+
+
+def _edit(**changes: object) -> Callable[[MemoryStorage], None]:
+    def tamper(storage: MemoryStorage) -> None:
+        name = "faces/000000000001.json"
+        entry = json.loads(storage.read(name)) | changes
+        storage.write(name, json.dumps(entry, sort_keys=True, separators=(",", ":")).encode())
+
+    return tamper
+
+
+def _edit_and_seal(storage: MemoryStorage) -> None:
+    name = "faces/000000000001.json"
+    entry = json.loads(storage.read(name))
+    del entry["hash"]
+    entry["event"]["noise_multiplier"] = 40.0
+    sealed = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    entry["hash"] = sha256_hex(sealed)
+    data = json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n"
+    storage.write(name, data.encode())
+
+
+def _tear(storage: MemoryStorage) -> None:
+    name = "faces/000000000001.json"
+    storage.write(name, storage.read(name)[:50])
+
+
+def _copy_over(storage: MemoryStorage) -> None:
+    storage.write("faces/000000000001.json", storage.read("faces/000000000002.json"))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "named", "reason"),
+    [
+        (lambda s: s.delete("faces/000000000001.json"), "000000000001", "missing"),
+        (lambda s: s.delete("faces/000000000000.json"), "000000000000", "missing"),
+        (_tear, "000000000001", "torn"),
+        (_copy_over, "000000000001", "says it is number 2"),
+        (_edit(note="nothing to see"), "000000000001", "was changed"),
+        (_edit(event=None), "000000000001", "was changed"),
+        (_edit(dataset="scans"), "000000000001", "belongs to the data set 'scans'"),
+        (_edit(kind="gift"), "000000000001", "unknown kind"),
+        (_edit(extra=1), "000000000001", "unknown or missing fields"),
+        (_edit_and_seal, "000000000002", "does not follow"),
+        (lambda s: s.write("faces/notes.txt", b""), "notes.txt", "not a ledger entry"),
+    ],
+)
+def test_a_ledger_that_was_tampered_with_names_the_entry(
+    tamper: Callable[[MemoryStorage], None], named: str, reason: str
+) -> None:
+    storage = MemoryStorage()
+    ledger = _with_three_entries(storage)
+    tamper(storage)
+    with pytest.raises(LedgerError, match=f"{named}.*{reason}"):
+        _ledger(storage)
+    with pytest.raises(LedgerError, match=f"{named}.*{reason}"):
+        ledger.verify()
+
+
+def test_an_untouched_ledger_verifies() -> None:
+    ledger = _with_three_entries(MemoryStorage())
+    early = ledger.entries()[1].hash
+    ledger.verify()
+    ledger.verify(known_head=early)
+    assert len(ledger.entries()) == 3
+
+
+def test_entries_cut_off_the_end_are_noticed_by_a_head_written_down_before() -> None:
+    storage = MemoryStorage()
+    ledger = _with_three_entries(storage)
+    head = ledger.head
+    storage.delete("faces/000000000002.json")
+    _ledger(storage).verify()  # The rest is a whole ledger, just a shorter one.
+    with pytest.raises(LedgerError, match="were cut off"):
+        _ledger(storage).verify(known_head=head)
+    with pytest.raises(LedgerError, match=r"000000000002.*gone"):
+        ledger.refresh()
+
+
+def test_a_ledger_copied_to_another_data_set_is_refused() -> None:
+    storage = MemoryStorage()
+    _with_three_entries(storage)
+    for name in storage.list("faces/"):
+        storage.write(name.replace("faces/", "scans/"), storage.read(name))
+    with pytest.raises(LedgerError, match=r"000000000000.*belongs to the data set 'faces'"):
+        _ledger(storage, "scans")
+
+
+def test_a_newer_attempt_fences_the_older_writer() -> None:
+    storage = MemoryStorage()
+    old, new = _ledger(storage), _ledger(storage)
+    assert old.begin_attempt("run-1") == 1
+    old.append("step", "run-1", attempt=1, step=0, event=STEP)
+    assert new.begin_attempt("run-1") == 2
+    with pytest.raises(LedgerError, match="Attempt 1 of run 'run-1' is fenced: attempt 2"):
+        old.append("step", "run-1", attempt=1, step=1, event=STEP)
+    new.append("step", "run-1", attempt=2, step=1, event=STEP)
+    kinds = [(entry.kind, entry.attempt) for entry in new.entries()]
+    assert kinds == [("attempt", 1), ("step", 1), ("attempt", 2), ("step", 2)]
+
+
+def test_writers_of_different_runs_do_not_fence_each_other() -> None:
+    storage = MemoryStorage()
+    one, two = _ledger(storage), _ledger(storage)
+    one.begin_attempt("run-1")
+    two.begin_attempt("run-2")
+    for step in range(3):
+        one.append("step", "run-1", attempt=1, step=step, event=STEP)
+        two.append("step", "run-2", attempt=1, step=step, event=STEP)
+    one.verify()
+    assert len(one.entries()) == 8
+    assert len(one.events("run-1")) == len(one.events("run-2")) == 3
+
+
+def test_attempts_begun_at_once_get_different_numbers(tmp_path: Path) -> None:
+    numbers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: numbers.append(_ledger(tmp_path).begin_attempt("run")))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
+
+
+def test_appending_reads_nothing_back() -> None:
+    storage = CountingStorage()
+    ledger = _with_three_entries(storage)
+    looks = storage.looks
+    for step in range(1, 20):
+        ledger.append("step", "run-1", attempt=1, step=step, event=STEP)
+    assert storage.looks == looks
+
+
+def test_only_new_entries_are_read_when_another_writer_has_appended() -> None:
+    storage = CountingStorage()
+    ledger = _with_three_entries(storage)
+    _ledger(MemoryStorage(storage.files)).begin_attempt("run-2")
+    looks = storage.looks
+    ledger.append("step", "run-1", attempt=1, step=1, event=STEP)
+    assert storage.looks - looks == 3  # The taken entry, the listing, the one new entry.
+
+
+def test_an_upload_whose_answer_was_lost_is_charged_once() -> None:
+    storage = LostAnswerStorage()
+    ledger = _with_three_entries(storage)
+    assert len(ledger.entries()) == len(storage.files) == 3
+    _ledger(storage).verify()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "with space"])
+def test_a_data_set_name_that_is_no_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be named"):
+        _ledger(MemoryStorage(), name)

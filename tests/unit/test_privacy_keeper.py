@@ -1,0 +1,205 @@
+"""The keeper: nothing is released that is not charged, nothing is charged past the budget."""
+
+import pickle
+
+import pytest
+
+from rapid_dist.errors import BudgetError, LedgerError
+from rapid_dist.privacy.accounting import PrivacyPlan, plan
+from rapid_dist.privacy.keeper import LedgerKeeper, totals
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.privacy.settings import Budget, PrivacyConfig
+from rapid_dist.privacy.statement import claim
+from rapid_dist.storage import Storage
+from tests.fakes import FakeClock, FullDiskStorage, MemoryStorage
+
+NUM_RECORDS = 1_000
+CONFIG = PrivacyConfig(
+    epsilon=3.0, delta=1e-4, prior_share=0.2, expected_batch=100, steps=12, reserve_steps=3
+)
+
+
+def _plan() -> PrivacyPlan:
+    return plan(CONFIG, NUM_RECORDS)
+
+
+def _ledger(storage: Storage) -> Ledger:
+    return Ledger.open(storage, "faces", clock=FakeClock())
+
+
+def _keeper(storage: Storage, run: str = "run-1", epsilon: float = 3.0) -> LedgerKeeper:
+    planned = _plan()
+    assert planned.dp_sgd is not None
+    budget = Budget(epsilon=epsilon, delta=CONFIG.delta)
+    return LedgerKeeper(
+        _ledger(storage), run, budget, planned.dp_sgd.event(), planned.dp_sgd.steps, 3
+    )
+
+
+def _charge_prior(keeper: LedgerKeeper) -> None:
+    prior = _plan().prior
+    assert prior is not None
+    keeper.charge_query(prior, "prior")
+
+
+def test_a_charge_is_in_the_ledger_before_it_returns() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    for step in range(3):
+        keeper.charge(step)
+        entries = _ledger(storage).entries()  # A stranger's view, from the files alone.
+        assert [entry.step for entry in entries if entry.kind == "step"] == list(range(step + 1))
+
+
+def test_a_charge_that_cannot_be_written_raises_and_is_counted_as_spent() -> None:
+    storage = FullDiskStorage()
+    keeper = _keeper(storage)
+    affordable = keeper.begin_attempt().affordable_steps
+    storage.full = True
+    with pytest.raises(OSError, match="No space"):
+        keeper.charge(0)
+    assert keeper.affordable_steps() == affordable - 1
+    storage.full = False
+    keeper.charge(0)
+    assert [entry.step for entry in _ledger(storage).entries()] == [None, 0]
+
+
+def test_the_plan_is_affordable_to_the_last_step_and_no_step_further() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    _charge_prior(keeper)
+    assert keeper.affordable_steps() == 15
+    for step in [*range(12), 9, 10, 11]:
+        keeper.charge(step)
+    before = dict(storage.files)
+    with pytest.raises(BudgetError, match="would pass epsilon=3"):
+        keeper.charge(11)
+    assert storage.files == before  # The refused step left no entry.
+    assert keeper.spent().reported <= CONFIG.epsilon
+
+
+def test_epsilon_from_the_ledger_is_the_plans() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    _charge_prior(keeper)
+    for step in [*range(12), 9, 10, 11]:
+        keeper.charge(step)
+    assert keeper.spent() == _plan().epsilons
+
+
+def test_a_restart_pays_for_its_repeated_steps_out_of_the_reserve() -> None:
+    storage = MemoryStorage()
+    first = _keeper(storage)
+    assert first.begin_attempt().number == 1
+    _charge_prior(first)
+    for step in range(8):
+        first.charge(step)
+    second = _keeper(storage)
+    attempt = second.begin_attempt()
+    assert (attempt.number, attempt.affordable_steps) == (2, 7)
+    for step in range(5, 12):  # Steps 5, 6 and 7 are repeated.
+        second.charge(step)
+    with pytest.raises(BudgetError):
+        second.charge(11)
+    assert second.spent() == _plan().epsilons
+
+
+def test_an_older_attempt_can_charge_no_more() -> None:
+    storage = MemoryStorage()
+    old = _keeper(storage)
+    old.begin_attempt()
+    old.charge(0)
+    _keeper(storage).begin_attempt()
+    before = dict(storage.files)
+    with pytest.raises(LedgerError, match="fenced"):
+        old.charge(1)
+    with pytest.raises(LedgerError, match="fenced"):
+        _charge_prior(old)
+    assert storage.files == before
+
+
+def test_a_query_that_would_pass_the_budget_leaves_no_entry() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    before = dict(storage.files)
+    with pytest.raises(BudgetError, match=r"'class counts'.*Give the query more noise"):
+        keeper.charge_query(GaussianEvent(noise_multiplier=0.5), "class counts")
+    assert storage.files == before
+
+
+def test_a_query_takes_its_price_from_the_steps() -> None:
+    keeper = _keeper(MemoryStorage())
+    assert keeper.begin_attempt().affordable_steps == 15
+    _charge_prior(keeper)
+    _charge_prior(keeper)
+    assert keeper.affordable_steps() < 15
+
+
+def test_nothing_is_charged_before_an_attempt_or_beyond_the_planned_steps() -> None:
+    keeper = _keeper(MemoryStorage())
+    with pytest.raises(LedgerError, match="begin_attempt first"):
+        keeper.charge(0)
+    keeper.begin_attempt()
+    for step in (-1, 12):
+        with pytest.raises(BudgetError, match="not among the 12 planned"):
+            keeper.charge(step)
+
+
+def test_other_runs_of_the_data_set_add_to_its_total_and_not_to_the_run() -> None:
+    storage = MemoryStorage()
+    for run in ("run-1", "run-2"):
+        keeper = _keeper(storage, run)
+        keeper.begin_attempt()
+        _charge_prior(keeper)
+        for step in range(12):
+            keeper.charge(step)
+    found = totals(_ledger(storage), CONFIG.delta)
+    assert found.runs["run-1"] == found.runs["run-2"]
+    one = found.runs["run-1"].reported
+    assert one < found.dataset.reported < 2 * one  # Composition is better than adding up.
+
+
+def test_the_claim_states_what_the_ledger_holds() -> None:
+    storage = MemoryStorage()
+    for run in ("run-1", "run-2"):
+        keeper = _keeper(storage, run)
+        keeper.begin_attempt()
+        _charge_prior(keeper)
+        for step in range(5):
+            keeper.charge(step)
+    ledger = _ledger(storage)
+    said = claim(CONFIG, NUM_RECORDS, ledger, "run-1")
+    assert (said.num_steps, said.num_queries, said.ledger_head) == (5, 1, ledger.head)
+    assert said.spent == keeper.spent()
+    assert said.within_budget
+    assert "1,000 private records of 'faces'" in said.sentence
+    assert "0.0001)-differentially private under replacing any one record" in said.sentence
+    assert float(said.sentence.split("is (")[1].split(",")[0]) >= said.spent.reported
+    assert any(ledger.head in sentence for sentence in said.sentences)
+
+
+def test_a_run_over_its_budget_is_said_to_be_over_it() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage, epsilon=6.0)
+    keeper.begin_attempt()
+    keeper.charge_query(GaussianEvent(noise_multiplier=0.9), "counts")
+    said = claim(CONFIG, NUM_RECORDS, _ledger(storage), "run-1")
+    assert not said.within_budget
+    assert "ABOVE the run's budget" in said.sentences[1]
+
+
+def test_nothing_is_claimed_of_a_run_the_ledger_does_not_know() -> None:
+    with pytest.raises(LedgerError, match="no release of run 'run-9'"):
+        claim(CONFIG, NUM_RECORDS, _ledger(MemoryStorage()), "run-9")
+
+
+def test_what_the_keeper_returns_can_travel_between_processes() -> None:
+    keeper = _keeper(MemoryStorage())
+    attempt = keeper.begin_attempt()
+    assert pickle.loads(pickle.dumps(attempt)) == attempt
+    assert pickle.loads(pickle.dumps(keeper.spent())) == keeper.spent()
