@@ -15,7 +15,6 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MPLBACKEND": "Agg",
     "OMP_NUM_THREADS": "1",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # What a developer's shell may point at a real server; a test must not find it.
@@ -35,10 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     """One local cluster of 6 logical CPUs for all tests of this process."""
-    from rapid_dist.runtime import cluster
+    from ray import cloudpickle
 
-    cluster.connect(num_cpus=6)
-    yield
-    cluster.shutdown()
+    from rapid_dist.runtime.cluster import Needs, session
+
+    # By value, for a worker that imports `tests` may find somebody else's in site-packages.
+    for module in {item.module for item in request.session.items if "ray" in item.keywords}:
+        cloudpickle.register_pickle_by_value(module)
+    with session(Needs(cpus=6)):
+        yield
