@@ -24,12 +24,15 @@ class Task(Protocol):
 
 
 class _Builder:
-    """The actor: one task, kept between shards. Knows nothing of Ray."""
+    """The actor. Fetches its task when first asked: a task that cannot be opened is an error."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, task_refs: Sequence[Any]) -> None:
+        self._task_refs = task_refs  # In a list, for Ray would open a bare one before the start.
+        self._task: Task | None = None
 
     def build(self, plan: ShardPlan) -> ShardRecord:
+        if self._task is None:
+            self._task = ray.get(self._task_refs[0])
         return self._task.build(plan)
 
 
@@ -52,7 +55,7 @@ def build_shards_on_ray(
       progress: called with (shards done, shards in all) whenever one is finished.
     """
     _check_room(num_actors, num_cpus, num_gpus)
-    task_ref = ray.put(task)
+    task_refs = [ray.put(task)]
     actor_class = ray.remote(**placement(num_cpus, num_gpus))(_Builder)
     records: dict[int, ShardRecord] = {}
     waiting = deque(range(len(plans)))
@@ -65,7 +68,7 @@ def build_shards_on_ray(
 
     try:
         for _ in range(min(num_actors, len(plans))):
-            start(actor_class.remote(task_ref))
+            start(actor_class.remote(task_refs))
         while running:
             (result,), _ = ray.wait(list(running), num_returns=1)
             actor, place = running.pop(result)
@@ -80,7 +83,7 @@ def build_shards_on_ray(
                         "knowledge_base.embed_batch, and run again: finished shards are kept."
                     ) from error
                 waiting.appendleft(place)
-                start(actor_class.remote(task_ref))
+                start(actor_class.remote(task_refs))
                 continue
             except RayTaskError as error:
                 raise error.cause from error

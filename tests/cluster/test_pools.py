@@ -1,0 +1,192 @@
+"""Ray actors build and search a knowledge base to the bit as one process does, deaths included."""
+
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+
+from rapid_dist.errors import ConfigError, ShardError
+from rapid_dist.public.build import (
+    ShardPlan,
+    ShardTask,
+    build_knowledge_base,
+    plan_shards,
+    write_manifest,
+)
+from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.manifest import ShardRecord
+from rapid_dist.runtime.search_pool import SearchPool
+from rapid_dist.runtime.trajectory_pool import build_shards_on_ray
+from rapid_dist.storage import AlreadyExists, LocalStorage
+from tests import knowledge
+from tests.knowledge import embedders, knowledge_base_spec, reference_images
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tests_travel_by_value():
+    """Actors cannot import this folder: another package may be called ``tests`` there."""
+    modules = [knowledge, sys.modules[__name__]]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+class DyingTask(ShardTask):
+    """Kills its own process on the first try of one shard, after it was stored or before."""
+
+    def __init__(self, storage_uri: str, place: int, *, deaths: int, stored: bool = False) -> None:
+        super().__init__(storage_uri, reference_images, embedders)
+        self._graves = LocalStorage(storage_uri + "-graves")
+        self._place, self._deaths, self._stored = place, deaths, stored
+
+    def build(self, plan: ShardPlan) -> ShardRecord:
+        if plan.place == self._place:
+            if self._stored:
+                super().build(plan)
+            for death in range(self._deaths):
+                try:
+                    self._graves.create(str(death), b"")
+                except AlreadyExists:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().build(plan)
+
+
+class FailingTask:
+    def build(self, plan: ShardPlan) -> ShardRecord:
+        raise ShardError(f"Shard {plan.place} cannot be made.")
+
+
+@pytest.fixture
+def alone(tmp_path) -> LocalStorage:
+    """A knowledge base built in this process."""
+    storage = LocalStorage(tmp_path / "alone")
+    build_knowledge_base(reference_images(), knowledge_base_spec(), embedders()[0], storage)
+    return storage
+
+
+def _contents(storage: LocalStorage) -> dict[str, bytes]:
+    return {name: storage.read(name) for name in storage.list()}
+
+
+def _build_on_ray(storage, task, **options) -> None:
+    reference = reference_images()
+    plans = plan_shards(reference, knowledge_base_spec())
+    records = build_shards_on_ray(plans, task, num_cpus=0.5, **options)
+    write_manifest(storage, plans, records, reference)
+
+
+def _queries(base: KnowledgeBase) -> np.ndarray:
+    states = base.state(np.arange(60), 4.0)
+    shift = 0.3 * (torch.arange(60) % 2)  # Every second query is a key itself.
+    return embedders()[0](states + shift[:, None, None, None])
+
+
+@pytest.mark.parametrize("num_actors", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_the_number_of_actors(alone, tmp_path, num_actors):
+    storage = LocalStorage(tmp_path / "ray")
+    seen = []
+    _build_on_ray(
+        storage,
+        ShardTask(storage.uri, reference_images, embedders),
+        num_actors=num_actors,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert _contents(storage) == _contents(alone)
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_builder_killed_in_its_work_changes_nothing(alone, tmp_path, stored):
+    storage = LocalStorage(tmp_path / "ray")
+    _build_on_ray(storage, DyingTask(storage.uri, 1, deaths=2, stored=stored), num_actors=2)
+    assert len(LocalStorage(storage.uri + "-graves").list()) == 2
+    assert _contents(storage) == _contents(alone)
+
+
+def test_a_shard_that_always_kills_its_builder_ends_the_build_and_keeps_the_others(tmp_path):
+    storage = LocalStorage(tmp_path / "ray")
+    task = DyingTask(storage.uri, 4, deaths=9)
+    with pytest.raises(ShardError, match="Actors died 2 times while building 5 shards"):
+        _build_on_ray(storage, task, num_actors=1, max_failures=1)
+    assert len(storage.list("shards/")) == 4
+
+
+def test_an_error_of_the_task_reaches_the_caller_as_it_is(tmp_path):
+    with pytest.raises(ShardError, match=r"^Shard 0 cannot be made\.$"):
+        _build_on_ray(LocalStorage(tmp_path), FailingTask(), num_actors=1)
+
+
+def test_an_actor_that_fits_nowhere_is_refused_instead_of_awaited(tmp_path):
+    plans = plan_shards(reference_images(), knowledge_base_spec())
+    with pytest.raises(ConfigError, match="needs 4096 CPU"):
+        build_shards_on_ray(plans, FailingTask(), num_cpus=4096)
+
+
+@pytest.mark.parametrize("num_actors", [2, 5])
+def test_the_pool_answers_like_one_process(alone, num_actors):
+    base = KnowledgeBase.open(alone)
+    queries, labels = _queries(base), np.arange(60) % 5  # Nobody is in class 4.
+    with SearchPool(alone.uri, num_actors=num_actors, num_cpus=0.5) as pool:
+        assert len(pool) == len(base)
+        for k, wanted in ((1, None), (200, None), (4, labels)):
+            found, expected = pool.search(queries, k, wanted), base.search(queries, k, wanted)
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_a_killed_search_actor_answers_the_same_after_its_restart(alone):
+    with SearchPool(alone.uri, num_actors=2, num_cpus=0.5) as pool:
+        queries = _queries(KnowledgeBase.open(alone))
+        before = pool.search(queries, 5)
+        for actor in pool._actors:
+            victim = _process_of(actor)
+            os.kill(victim, signal.SIGKILL)
+            after = pool.search(queries, 5)
+            np.testing.assert_array_equal(after[0], before[0])
+            np.testing.assert_array_equal(after[1], before[1])
+            assert _process_of(actor) != victim
+
+
+def test_a_search_actor_that_may_not_restart_is_reported(alone):
+    with SearchPool(alone.uri, num_actors=2, num_cpus=0.5, max_restarts=0) as pool:
+        os.kill(_process_of(pool._actors[0]), signal.SIGKILL)
+        with pytest.raises(ShardError, match="died more often than it may be restarted"):
+            pool.search(_queries(KnowledgeBase.open(alone)), 1)
+
+
+def test_a_tampered_shard_is_refused_by_name(alone):
+    name = alone.list("shards/")[0]
+    alone.write(name, alone.read(name)[:-1] + b"?")
+    with pytest.raises(ShardError, match=name):
+        SearchPool(alone.uri, num_actors=2, num_cpus=0.5)
+
+
+def test_a_knowledge_base_replaced_under_the_pool_is_refused(alone):
+    with SearchPool(alone.uri, num_actors=2, num_cpus=0.5) as pool:
+        queries = _queries(KnowledgeBase.open(alone))
+        build_knowledge_base(
+            reference_images(), knowledge_base_spec(seeds=(8,)), embedders()[0], alone
+        )
+        os.kill(_process_of(pool._actors[0]), signal.SIGKILL)
+        with pytest.raises(ShardError, match="built anew"):
+            pool.search(queries, 1)
+
+
+def test_search_actors_see_no_gpu(alone):
+    with SearchPool(alone.uri, num_actors=1, num_cpus=0.5) as pool:
+        call = pool._actors[0].__ray_call__.remote(lambda _: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert ray.get(call) == ""
+
+
+def _process_of(actor) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
