@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import ConfigError, LedgerError
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.storage import (
     AlreadyExists,
     LocalStorage,
@@ -191,3 +193,15 @@ def test_a_uri_opens_the_storage_it_names(
 def test_an_unknown_uri_is_refused(uri: str) -> None:
     with pytest.raises(ConfigError, match="Cannot open storage"):
         open_storage(uri)
+
+
+def test_a_ledger_keeps_its_promises_on_every_storage(storage: Storage) -> None:
+    event = GaussianEvent(noise_multiplier=9.0)
+    old, new = Ledger.open(storage, "faces"), Ledger.open(storage, "faces")
+    old.append("query", "run", attempt=old.begin_attempt("run"), event=event)
+    assert new.begin_attempt("run") == 2
+    with pytest.raises(LedgerError, match="fenced"):
+        old.append("query", "run", attempt=1, event=event)
+    new.append("query", "run", attempt=2, event=event)
+    new.verify(known_head=Ledger.open(storage, "faces").head)
+    assert new.events("run") == [event, event]
