@@ -10,7 +10,7 @@ import numpy as np
 from rapid_dist.data.decode import EXTENSIONS, decode_all
 from rapid_dist.data.raw import Part, Raw, Request
 from rapid_dist.errors import DataError
-from rapid_dist.storage import Storage, open_storage
+from rapid_dist.storage import Storage, StorageMissing, open_storage
 
 
 def read_folder(request: Request) -> Raw:
@@ -68,12 +68,18 @@ class ZipTree:
 
 
 def _open(path: str) -> "Storage | ZipTree":
-    if not path.startswith("s3://") and not Path(path).expanduser().exists():
-        raise DataError(f"Source folder has path={path}, which does not exist. Correct the path.")
+    missing = DataError(f"Source folder has path={path}, which does not exist. Correct the path.")
+    if not path.startswith("s3://"):
+        path = str(Path(path).expanduser())
+        if not Path(path).exists():
+            raise missing
     if not path.lower().endswith(".zip"):
-        return open_storage(path if path.startswith("s3://") else Path(path).expanduser())
+        return open_storage(path)
     parent, _, name = path.rpartition("/")
-    return ZipTree(open_storage(parent or ".").read(name))
+    try:
+        return ZipTree(open_storage(parent or ".").read(name))
+    except StorageMissing:
+        raise missing from None
 
 
 def _class_names(names: Sequence[str], depth: int, request: Request) -> tuple[str, ...]:
