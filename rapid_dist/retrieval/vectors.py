@@ -156,7 +156,8 @@ class VectorIndex:
     def _rounding(self, queries: np.ndarray) -> np.ndarray:
         """Bounds |FAISS' distance - true distance|, float64 [Q].
 
-        Either kernel sums at most 3 D products of size at most (|q| + |x|)^2 in float32.
+        With unit roundoff u = eps / 2, summing (q - x)^2, or |q|^2 + |x|^2 - 2 q.x, over D terms
+        errs by at most about (D + 4) u (|q| + |x|)^2, in any order of summation. Twice that.
         """
         norms = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
         unit = float(np.finfo(np.float32).eps)
