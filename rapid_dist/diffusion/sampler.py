@@ -6,6 +6,7 @@ probability-flow equation dx/ds = (x - D(x; s)) / s (Karras et al. 2022, Eq. 1 w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -78,7 +79,7 @@ def sample(
 
     x = state
     previous: tuple[float, torch.Tensor] | None = None  # Level and estimate, one interval ago.
-    for level, following in zip(levels[:-1], levels[1:], strict=True):
+    for level, following in pairwise(levels):
         estimate = clean(x, level)
         ratio = following / level
         if solver == "heun":

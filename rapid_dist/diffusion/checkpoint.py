@@ -1,0 +1,109 @@
+"""Checkpoints of a training loop: tensors in safetensors, facts in JSON, two kept.
+
+A checkpoint is one file, named by its step and by the hash of its bytes, written atomically. A
+torn or altered file is therefore noticed by its name, and the one before it is used.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from rapid_dist.errors import CheckpointError
+from rapid_dist.storage import Storage, sha256_hex
+
+_KEPT = 2
+_HASH_DIGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a loop needs to go on: the number of finished steps, tensors and public facts."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one loop, in one folder."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Writes a checkpoint and removes all but the last two."""
+        held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        data = save(held, metadata={"facts": json.dumps(facts), "step": str(step)})
+        name = f"step-{step:09d}-{sha256_hex(data)[:_HASH_DIGITS]}.safetensors"
+        self._storage.write(name, data)
+        for old in self._names()[:-_KEPT]:
+            self._storage.delete(old)
+
+    def latest(self) -> Checkpoint | None:
+        """Returns the newest whole checkpoint, or None if there never was one.
+
+        Raises:
+          CheckpointError: there are checkpoints, and not one of them is whole.
+        """
+        names = self._names()
+        for name in reversed(names):
+            data = self._storage.read(name)
+            if sha256_hex(data)[:_HASH_DIGITS] != name.removesuffix(".safetensors").split("-")[-1]:
+                continue
+            length = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            return Checkpoint(
+                step=int(metadata["step"]), tensors=load(data), facts=json.loads(metadata["facts"])
+            )
+        if names:
+            raise CheckpointError(
+                f"No checkpoint in {self._storage.uri} is whole: {', '.join(names)}. Remove them "
+                "to start this stage again."
+            )
+        return None
+
+    def _names(self) -> list[str]:
+        return [name for name in self._storage.list("step-") if name.endswith(".safetensors")]
+
+
+def training_state(
+    parameters: list[nn.Parameter], average: list[torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """Returns parameters, their EMA and the optimizer's state under flat names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for index, (parameter, mean) in enumerate(zip(parameters, average, strict=True)):
+        tensors[f"parameter.{index}"] = parameter
+        tensors[f"average.{index}"] = mean
+        for name, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+@torch.no_grad()
+def restore_training_state(
+    tensors: Mapping[str, torch.Tensor],
+    parameters: list[nn.Parameter],
+    average: list[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Puts back what ``training_state`` returned."""
+    for index, (parameter, mean) in enumerate(zip(parameters, average, strict=True)):
+        stored = tensors.get(f"parameter.{index}")
+        if stored is None or stored.shape != parameter.shape:
+            raise CheckpointError(
+                f"The checkpoint's parameter {index} does not fit this network. It is another "
+                "recipe's: use another --out, or remove the checkpoints."
+            )
+        parameter.copy_(stored)
+        mean.copy_(tensors[f"average.{index}"])
+        prefix = f"optimizer.{index}."
+        optimizer.state[parameter] = {
+            name.removeprefix(prefix): value.clone()
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }

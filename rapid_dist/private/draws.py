@@ -1,0 +1,97 @@
+"""The K noised draws of a record: its steps, noises and augmentations.
+
+Every record of a step has a random stream of its own, keyed by (attempt, step, record) from the
+run's secret. So a record's rows depend neither on the other records of the batch, nor on how it is
+cut into micro-batches, nor on the number of workers.
+
+Letters: B records, K draws, k query step, v split step, s_t the noise level of step t.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rapid_dist.data.images import PrivateImages, to_unit
+from rapid_dist.diffusion.loss import Rows
+from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.private.settings import TrainConfig
+
+# (records int64 [B], clean float32 [B, C, H, W], one generator a record) -> surrogate references
+# float32 [B, C, H, W]. Per record: row i may depend on record i alone (P14).
+FindReferences = Callable[[np.ndarray, torch.Tensor, list[np.random.Generator]], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawMaker:
+    """Turns records into rows for the denoiser, in the mode of the recipe."""
+
+    images: PrivateImages
+    config: TrainConfig
+    schedule: ScheduleConfig
+    split_step: int
+    no_label: int
+    label_drop: float
+    find_references: FindReferences | None  # Needed by mode surrogate.
+
+    def rows(self, records: np.ndarray, key: SecretKey, step: int, attempt: int) -> Rows:
+        """Returns the B * K rows of these records; record i owns rows i*K .. i*K + K - 1.
+
+        ``full`` draws the step uniformly from the whole schedule, ``late`` from 1..v. Both noise
+        the record's own image: x_t = x_0 + s_t n. ``surrogate`` draws from 1..v and walks from the
+        record towards the retrieved public state: with x_v = r_0 + s_v n the noise that leads from
+        x_0 to x_v is n* = (x_v - x_0) / s_v, and x_t = x_0 + s_t n*; at t = v the input is exactly
+        what sampling will feed the network.
+        """
+        draws = self.config.multiplicity
+        streams = [
+            key.generator("draws", attempt, step, int(record)) for record in records.tolist()
+        ]
+        shape = self.images.images.shape[1:]
+        top = self.schedule.num_steps if self.config.mode == "full" else self.split_step
+        steps = np.empty((len(records), draws), np.int64)
+        noise = np.empty((len(records), draws, *shape), np.float32)
+        clean = np.empty((len(records), draws, *shape), np.uint8)
+        dropped = np.empty((len(records), draws), bool)
+        for row, (record, stream) in enumerate(zip(records.tolist(), streams, strict=True)):
+            steps[row] = stream.integers(1, top + 1, draws)
+            noise[row] = stream.standard_normal((draws, *shape), dtype=np.float32)
+            dropped[row] = stream.random(draws) < self.label_drop
+            for draw in range(draws):
+                clean[row, draw] = self._augment(self.images.images[record], stream)
+        level = torch.from_numpy(self.schedule.levels()[steps.ravel()]).float()
+        target = to_unit(clean.reshape(-1, *shape))
+        path = torch.from_numpy(noise).flatten(0, 1)
+        if self.config.mode == "surrogate":
+            assert self.find_references is not None
+            first_draws = target.unflatten(0, (len(records), draws))[:, 0]
+            references = self.find_references(records, first_draws, streams)
+            references = references.repeat_interleave(draws, dim=0)
+            split_level = self.schedule.level(self.split_step)
+            path = (references + split_level * path - target) / split_level  # n*
+        labels = np.where(dropped, self.no_label, self.images.labels[records][:, None])
+        return Rows(
+            noised=target + level.view(-1, 1, 1, 1) * path,
+            noise_level=level,
+            labels=torch.from_numpy(labels.ravel()),
+            clean=target,
+        )
+
+    def _augment(self, image: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+        if self.config.shift:
+            down, right = stream.integers(-self.config.shift, self.config.shift + 1, 2)
+            image = _shifted(image, int(down), int(right))
+        if self.config.flip and stream.random() < 0.5:
+            image = image[..., ::-1]
+        return image
+
+
+def _shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Moves the image and repeats its border into the gap."""
+    reach = max(abs(down), abs(right))
+    padded = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    height, width = image.shape[1:]
+    top, left = reach - down, reach - right
+    return padded[:, top : top + height, left : left + width]

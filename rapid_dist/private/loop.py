@@ -1,0 +1,122 @@
+"""The loop of private training: the same on one process and on many workers.
+
+What leaves it: noised updates, their EMA, the step count. Losses, norms, batch sizes and draws do
+not (P9). The number of steps is fixed before the first, by the plan and the ledger alone.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from rapid_dist.collective import Collective
+from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.diffusion.ema import Ema
+from rapid_dist.errors import BudgetError
+from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
+from rapid_dist.privacy.mechanism import DpSgdConfig
+from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.private.draws import DrawMaker
+from rapid_dist.private.per_example import check_layers, trainable
+from rapid_dist.private.step import PrivateStep
+from rapid_dist.private.subset import restrict_trainable
+
+OnStep = Callable[[dict[str, float]], None]
+
+
+class Attempt(Protocol):
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def affordable_steps(self) -> int: ...
+
+
+class Keeper(Protocol):
+    """Who pays: the ledger's keeper, beside the driver."""
+
+    def begin_attempt(self) -> Attempt: ...
+
+    def charge(self, step: int) -> None: ...
+
+
+def train_private(
+    denoiser: Denoiser,
+    draws: DrawMaker,
+    mechanism: DpSgdConfig,
+    *,
+    collective: Collective,
+    keeper: Keeper,
+    checkpoints: Checkpoints,
+    on_step: OnStep,
+) -> None:
+    """Trains in place by DP-SGD and leaves the EMA weights in the denoiser.
+
+    After a restart it goes on from the last checkpoint, under a new attempt with new keys; steps
+    that are made again are charged again.
+
+    Raises:
+      BudgetError: the budget does not pay for the steps that are left.
+      ConfigError: the network has a layer that is not known to be safe.
+    """
+    restrict_trainable(denoiser, draws.config.trainable)
+    check_layers(denoiser)
+    parameters = trainable(denoiser)
+    optimizer = torch.optim.Adam(parameters, lr=draws.config.learning_rate, foreach=False)
+    ema = Ema(parameters, draws.config.ema_decay)
+    first = 0
+    found = checkpoints.latest()
+    if found is not None:
+        restore_training_state(found.tensors, parameters, ema.average, optimizer)
+        ema.updates = first = found.step
+    attempt, affordable, key = _open_attempt(collective, keeper)
+    if affordable < mechanism.steps - first:
+        raise BudgetError(
+            f"The budget pays for {affordable} more steps, the run has "
+            f"{mechanism.steps - first} left. Plan with privacy.reserve_steps to pay for repeats."
+        )
+    private_step = PrivateStep(
+        mechanism=mechanism,
+        draws=draws,
+        sampler=PoissonSampler(key, mechanism.num_records, mechanism.sample_rate, attempt),
+        key=key,
+        attempt=attempt,
+        collective=collective,
+        charge=keeper.charge,
+    )
+    for step in range(first, mechanism.steps):
+        flat = private_step.noised_gradient(denoiser, step)
+        rate = min(1.0, (step + 1) / max(1, draws.config.warmup_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = draws.config.learning_rate * rate
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
+        optimizer.step()
+        ema.update()
+        done = step + 1
+        on_step({"step": done, "steps": mechanism.steps, "rows": mechanism.expected_batch})
+        last = done == mechanism.steps
+        if collective.rank == 0 and (last or done % draws.config.checkpoint_every == 0):
+            checkpoints.save(
+                done, training_state(parameters, ema.average, optimizer), {"attempt": attempt}
+            )
+    for parameter in parameters:
+        parameter.grad = None
+    ema.copy_to(parameters)
+
+
+def _open_attempt(collective: Collective, keeper: Keeper) -> tuple[int, int, SecretKey]:
+    """Rank 0 opens the attempt and draws the key; every rank gets both over the collective."""
+    payload = bytes(16 + KEY_BYTES)
+    if collective.rank == 0:
+        attempt = keeper.begin_attempt()
+        payload = (
+            attempt.number.to_bytes(8, "big")
+            + attempt.affordable_steps.to_bytes(8, "big")
+            + SecretKey.generate().reveal()
+        )
+    payload = collective.broadcast_bytes(payload)
+    number, affordable = (int.from_bytes(payload[at : at + 8], "big") for at in (0, 8))
+    return number, affordable, SecretKey.from_bytes(payload[16:])

@@ -1,0 +1,46 @@
+"""Settings of private training. All are public constants of the mechanism or of its quality."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from rapid_dist.errors import ConfigError
+
+Mode = Literal["full", "late", "surrogate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How DP-SGD trains the private denoiser. What it costs is PrivacyConfig's."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    mode: Mode = "late"
+    multiplicity: int = (
+        1  # K: draws of (step, noise, augmentation) a record, averaged before the clip.
+    )
+    shift: int = 0  # Augmentation: each draw shifts the image by up to this many pixels.
+    flip: bool = False  # Augmentation: each draw mirrors the image with chance 1/2.
+    learning_rate: float = 1e-3
+    warmup_steps: int = 5
+    ema_decay: float = 0.95
+    surrogate: Literal["cluster", "query"] = "cluster"  # Where mode surrogate takes x_v from.
+    trainable: str = "all"  # all, attention, norm_bias, last_blocks, or a regular expression.
+    micro_batch: int = 64  # Records in one forward pass; changes speed and memory only.
+    checkpoint_every: int = 25
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("full", "late", "surrogate"):
+            raise ConfigError(f"train.mode must be full, late or surrogate, got {self.mode!r}.")
+        for name in ("multiplicity", "micro_batch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+        if self.shift < 0 or self.warmup_steps < 0:
+            raise ConfigError(
+                "train.shift and train.warmup_steps must not be negative, got "
+                f"{self.shift} and {self.warmup_steps}."
+            )
+        if self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
+            raise ConfigError(
+                "train.learning_rate must be positive and train.ema_decay in [0, 1), got "
+                f"{self.learning_rate} and {self.ema_decay}."
+            )

@@ -1,0 +1,70 @@
+"""One logical step of DP-SGD: draw, clip, sum, reduce, charge, noise, divide, update.
+
+The order is the privacy argument, so it is one function that can be read in one sitting:
+
+1. one Poisson batch for the whole group (P2), this rank's even slice of it;
+2. the sum of clipped per-record vectors of the slice (P3);
+3. rank 0 has the step charged to the ledger; without it there is no sum on any rank (P6);
+4. one all-reduce of one flat vector;
+5. noise, once, from the keyed stream that every rank shares (P5);
+6. division by the declared expected batch (P4).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rapid_dist.collective import Collective
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.mechanism import DpSgdConfig
+from rapid_dist.privacy.noise import add_noise_
+from rapid_dist.privacy.poisson import PoissonSampler, rank_slice
+from rapid_dist.private.draws import DrawMaker
+from rapid_dist.private.per_example import clipped_sum, flat_size
+
+Charge = Callable[[int], None]  # Returns when the step is durably in the ledger, or raises.
+ClippedSum = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivateStep:
+    """The mechanism of one run on one worker. Holds the secret key; is never written."""
+
+    mechanism: DpSgdConfig
+    draws: DrawMaker
+    sampler: PoissonSampler
+    key: SecretKey
+    attempt: int
+    collective: Collective
+    charge: Charge
+    engine: ClippedSum = clipped_sum
+
+    def noised_gradient(self, denoiser: Denoiser, step: int) -> torch.Tensor:
+        """Returns the released vector of one step, float32 [P], bit-equal on every rank."""
+        total = self._local_sum(denoiser, step)
+        if self.collective.rank == 0:
+            # Before the reduction: no rank can have the sum unless the charge is durable.
+            self.charge(step)
+        self.collective.sum_(total)
+        add_noise_(total, self.mechanism.noise_stddev, self.key, step, self.attempt)
+        return total / self.mechanism.expected_batch
+
+    def _local_sum(self, denoiser: Denoiser, step: int) -> torch.Tensor:
+        config = self.draws.config
+        total = torch.zeros(flat_size(denoiser))
+        for records, mask in rank_slice(
+            self.sampler.batch(step),
+            self.collective.rank,
+            self.collective.world_size,
+            config.micro_batch,
+        ):
+            total += self.engine(
+                denoiser,
+                self.draws.rows(records, self.key, step, self.attempt),
+                config.multiplicity,
+                self.mechanism.max_grad_norm,
+                torch.from_numpy(mask),
+            )
+        return total

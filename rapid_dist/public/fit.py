@@ -1,0 +1,92 @@
+"""Data-parallel training of a denoiser on public rows.
+
+Used for pretraining and for the adaptation to the private classes; both only differ in where rows
+come from. No privacy here: what goes in is public, or is the output of a DP mechanism.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+
+from rapid_dist.collective import Collective
+from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.diffusion.ema import Ema
+from rapid_dist.diffusion.loss import Rows, row_losses
+
+DrawRows = Callable[[torch.Generator, int], Rows]  # (randomness, number of rows) -> rows
+OnStep = Callable[[dict[str, float]], None]
+
+
+def fit_denoiser(
+    denoiser: Denoiser,
+    draw_rows: DrawRows,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    ema_decay: float,
+    seed: int,
+    collective: Collective,
+    checkpoints: Checkpoints | None,
+    checkpoint_every: int,
+    on_step: OnStep,
+) -> None:
+    """Trains in place and leaves the EMA weights in the denoiser.
+
+    Rank r's rows are a pure function of (seed, step, r), so a resumed run follows the unbroken
+    one. The learning rate rises for a twentieth of the steps and then falls linearly to zero.
+    """
+    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    ema = Ema(parameters, ema_decay)
+    first = 0
+    found = checkpoints.latest() if checkpoints else None
+    if found is not None:
+        restore_training_state(found.tensors, parameters, ema.average, optimizer)
+        ema.updates = first = found.step
+    own_rows = max(1, batch_size // collective.world_size)
+    warmup = max(1, steps // 20)
+    for step in range(first, steps):
+        rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, rate)
+        generator = step_generator(seed, step, collective.rank)
+        loss = row_losses(denoiser, draw_rows(generator, own_rows)).mean()
+        mean_loss = flat_gradient(loss, parameters, collective)
+        optimizer.step()
+        ema.update()
+        on_step({"step": step + 1, "steps": steps, "rows": batch_size, "loss": mean_loss})
+        done = step + 1
+        if checkpoints and done % checkpoint_every == 0 and done < steps and collective.rank == 0:
+            checkpoints.save(done, training_state(parameters, ema.average, optimizer), {})
+    for parameter in parameters:
+        parameter.grad = None
+    ema.copy_to(parameters)
+
+
+def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
+    """Returns the public randomness of one rank in one step."""
+    digest = hashlib.sha256(f"{seed}|{step}|{rank}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def flat_gradient(
+    loss: torch.Tensor, parameters: list[torch.nn.Parameter], collective: Collective
+) -> float:
+    """Sets every ``.grad`` to the mean over all workers and returns the mean loss.
+
+    One flat all-reduce; the loss travels with it.
+    """
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    present = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)
+    ]
+    flat = torch.cat([g.flatten() for g in present] + [loss.detach().reshape(1)])
+    collective.sum_(flat)
+    flat /= collective.world_size
+    parts = torch.split(flat[:-1], [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
+    return float(flat[-1])
