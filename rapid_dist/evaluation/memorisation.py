@@ -45,8 +45,9 @@ def memorisation(
     for name, features in (("samples", samples), ("train", train), ("held_out", held_out)):
         if len(features) == 0:
             raise ConfigError(f"Memorisation needs images, but {name} is empty. Add some.")
-    of_samples = nearest_distances(samples, train)
-    of_held_out = nearest_distances(held_out, train)
+    # In float64, or small p-values would round to 0.
+    of_samples = nearest_distances(samples, train).astype(np.float64)
+    of_held_out = nearest_distances(held_out, train).astype(np.float64)
     threshold = np.quantile(of_held_out, CLOSE_QUANTILE)
     test = scipy.stats.mannwhitneyu(of_samples, of_held_out, alternative="less")
     later = float(test.statistic) / (len(of_samples) * len(of_held_out))

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from rapid_dist.diffusion.denoiser import Denoiser, NetworkConfig
-from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import CheckpointError, ConfigError
-from rapid_dist.release.bundle import Bundle, BundleFacts, References, verify_bundle, write_bundle
+from rapid_dist.release.bundle import verify_bundle, write_bundle
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.registry import register_model
-from rapid_dist.retrieval.prior import TrajectoryPrior
+from tests.bundles import tiny_bundle
 
 # MLflow's own: SQLAlchemy 2.1 deprecates a strategy that MLflow 3.17 maps its tables with.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -70,36 +68,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
     experiment = client.create_experiment("e", artifact_location=(root / "artifacts").as_uri())
     run_id = client.create_run(experiment).info.run_id
     server = Server(root=root, uri=uri, run_id=run_id, bundle=root / "bundle")
-    write_bundle(_tiny_bundle(), server.bundle)
+    write_bundle(tiny_bundle(), server.bundle)
     (root / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root / "elsewhere")
         assert server.register("tiny", server.bundle, TAGS) == ("tiny", 1)
     return server
-
-
-def _tiny_bundle() -> Bundle:
-    rng = np.random.default_rng(0)
-    network = NetworkConfig(widths=(16,), attention=(False,))
-    return Bundle(
-        facts=BundleFacts(
-            name="tiny",
-            method="rapid",
-            class_names=("zero", "one"),
-            schedule=ScheduleConfig(),
-            source="prior",
-            from_step=500,
-            intervals=3,
-        ),
-        denoiser=Denoiser(network, channels=1, size=8, num_classes=2),
-        prior=TrajectoryPrior(np.array([0, 1, 1]), np.array([[1.0, 0.0], [0.2, 0.8]])),
-        references=References(
-            images=rng.integers(0, 256, (3, 1, 8, 8), dtype=np.uint8),
-            hashes=rng.integers(0, 256, (3, 32), dtype=np.uint8),
-            image_of_entry=np.arange(3),
-            seed_of_entry=np.zeros(3, np.int64),
-        ),
-    )
 
 
 def test_a_fresh_process_draws_the_same_images_from_the_registered_model(server: Server) -> None:
