@@ -20,7 +20,7 @@ _FOLDERS = {
     "mednist": ("MedNIST64",),
     "mnist": ("MNIST",),
     "notmnist": ("notMNIST-10k",),
-    "omniglot": ("Omniglot",),
+    "omniglot": ("Omniglot", "omniglot-py"),
     "pneumonia": ("PneumoniaMNIST",),
 }
 

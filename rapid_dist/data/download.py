@@ -26,6 +26,9 @@ def download_torchvision(name: str, folder: Path) -> None:
             datasets.EMNIST(str(folder), split="letters", download=True)
         elif name == "CelebA":
             datasets.CelebA(str(folder), download=True)
+        elif name == "Omniglot":
+            for background in (True, False):
+                datasets.Omniglot(str(folder), background=background, download=True)
         elif name == "CIFAR10":
             download_and_extract_archive(_CIFAR10_URL, str(folder), md5=_CIFAR10_MD5)
         else:

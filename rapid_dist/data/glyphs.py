@@ -1,8 +1,8 @@
-"""Glyph sets of the MNIST family: idx files, plain or gzipped, and two npz files.
+"""Glyph sets of the MNIST family: idx files, plain or gzipped, and one npz.
 
 Every set comes out with bright strokes on black, which is how MNIST is. The files of MNIST,
-Fashion-MNIST, KMNIST, Kannada-MNIST, notMNIST and the 28x28 Omniglot are stored that way already;
-EMNIST is too, but with rows and columns exchanged.
+Fashion-MNIST, KMNIST, Kannada-MNIST and notMNIST are stored that way already; EMNIST is too, but
+with rows and columns exchanged.
 """
 
 import gzip
@@ -144,21 +144,9 @@ def read_kmnist(request: Request) -> Raw:
     if path is None or not path.exists():
         return read_family(request)
     arrays = open_arrays(path, "images", "labels")
-    part = part_of(_bytes_of(arrays["images"], path), arrays["labels"], request)
+    part = part_of(bytes_of(arrays["images"], path), arrays["labels"], request)
     family = _family("kmnist")
     return Raw(train=part, class_names=family.classes, licence=family.licence)
-
-
-def read_omniglot(request: Request) -> Raw:
-    """Omniglot at 28x28: 1,623 characters (fine), or their 50 alphabets (coarse)."""
-    path = require_file(request, "Omniglot/omniglot28.npz")
-    column, names = ("alphabet", "alphabet_names")
-    if request.labels == "fine":
-        column, names = ("labels", "char_names")
-    arrays = open_arrays(path, "images", column, names)
-    part = part_of(_bytes_of(arrays["images"], path), arrays[column], request)
-    class_names = tuple(str(name) for name in arrays[names])
-    return Raw(train=part, class_names=class_names, licence="MIT")
 
 
 def read_kannada(request: Request) -> Raw:
@@ -185,7 +173,8 @@ def read_notmnist(request: Request) -> Raw:
     )
 
 
-def _bytes_of(array: npt.NDArray[np.generic], path: Path) -> npt.NDArray[np.uint8]:
+def bytes_of(array: npt.NDArray[np.generic], path: Path) -> npt.NDArray[np.uint8]:
+    """An array that must hold uint8 already."""
     if array.dtype != np.uint8:
         raise DataError(f"{path} holds images of {array.dtype}, not uint8. Fetch it again.")
     return array.view(np.uint8)

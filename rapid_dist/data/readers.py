@@ -26,12 +26,17 @@ def _glyphs(request: Request) -> Raw:
     from rapid_dist.data import glyphs
 
     readers = {
-        "omniglot": glyphs.read_omniglot,
         "kannada": glyphs.read_kannada,
         "kmnist": glyphs.read_kmnist,
         "notmnist": glyphs.read_notmnist,
     }
     return readers.get(request.source, glyphs.read_family)(request)
+
+
+def _omniglot(request: Request) -> Raw:
+    from rapid_dist.data.omniglot import read_omniglot
+
+    return read_omniglot(request)
 
 
 def _tiles(request: Request) -> Raw:
@@ -81,6 +86,6 @@ _READERS: dict[str, Callable[[Request], Raw]] = {
     "mnist": _glyphs,
     "notmnist": _glyphs,
     "npz": _npz,
-    "omniglot": _glyphs,
+    "omniglot": _omniglot,
     "pneumonia": _medical,
 }

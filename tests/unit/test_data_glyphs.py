@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rapid_dist.data import glyphs
+from rapid_dist.data.download import download_torchvision
+from rapid_dist.data.omniglot import read_omniglot
 from rapid_dist.data.raw import Request
 from rapid_dist.data.sources import PrivateSource, PublicSource, load_private, load_public
 from rapid_dist.errors import DataError
@@ -89,6 +92,36 @@ def test_omniglot_is_labelled_by_character_or_by_alphabet(tmp_path: Path) -> Non
     assert counts == [4, 2, 1]
 
 
+def test_the_original_omniglot_is_downloaded_and_its_dark_strokes_made_bright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def download(name: str, folder: Path) -> None:
+        assert name == "Omniglot"
+        for half, alphabet in (("background", "Greek"), ("evaluation", "Tengwar")):
+            for character in ("character01", "character02"):
+                drawing = Image.new("1", (105, 105), 1)  # White paper,
+                drawing.paste(0, (40, 0, 60, 105))  # a black stroke.
+                place = folder / "omniglot-py" / f"images_{half}" / alphabet / character
+                place.mkdir(parents=True)
+                drawing.save(place / "0001_01.png")
+
+    for labels, num_classes in (("fine", 4), ("coarse", 2)):
+        request = Request(source="omniglot", root=None, size=28, channels=1, labels=labels)
+        raw = read_omniglot(request, download if labels == "fine" else pytest.fail)
+        assert len(raw.class_names) == num_classes
+        assert (raw.train.images[:, 0, :, 0] == 0).all()
+        assert (raw.train.images[:, 0, :, 13] == 255).all()
+
+
+def test_a_download_that_fails_says_where_to_put_the_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder can be made here")
+    with pytest.raises(DataError, match=r"MNIST is not under data\.root") as caught:
+        download_torchvision("MNIST", tmp_path / "file")
+    assert "\n" not in str(caught.value)
+
+
 def _write_public_glyphs(root: Path) -> None:
     kannada = root / "Kannada-MNIST"
     for part, count in (("kannada_MNIST_test", 10), ("dig_MNIST", 20)):
@@ -128,8 +161,8 @@ def test_a_missing_set_is_downloaded_into_the_cache(
 
 
 def test_a_set_without_files_or_download_says_where_it_was_sought(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Omniglot/omniglot28\.npz under data\.root="):
-        load_public([PublicSource(source="omniglot")], tmp_path, size=28, channels=1)
+    with pytest.raises(DataError, match=r"notMNIST-10k under data\.root="):
+        load_public([PublicSource(source="notmnist")], tmp_path, size=28, channels=1)
 
 
 GOOD = idx_bytes(pictures(2))
