@@ -41,7 +41,8 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     from rapid_dist.runtime.cluster import Needs, session
 
     # By value, for a worker that imports `tests` may find somebody else's in site-packages.
-    for module in {item.module for item in request.session.items if "ray" in item.keywords}:
-        cloudpickle.register_pickle_by_value(module)
+    asking = [item for item in request.session.items if "ray" in item.keywords]
+    for module in {item.module for item in asking if isinstance(item, pytest.Function)}:
+        cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
     with session(Needs(cpus=6)):
         yield

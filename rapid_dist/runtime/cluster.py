@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from rapid_dist.errors import ConfigError
 
@@ -61,11 +61,11 @@ def shortage(needs: Needs, resources: Mapping[str, float]) -> str | None:
 def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
     """Holds a connection to a cluster that satisfies ``needs``.
 
-    With RAY_ADDRESS set (as it is inside a Ray job) that cluster is joined. Otherwise one is started
-    here and stopped at the end; its CPUs are logical, so two workers run on one core as well, only
-    slower. A caller that is connected already keeps its connection.
+    With RAY_ADDRESS set (as it is inside a Ray job) that cluster is joined. Otherwise one is
+    started here and stopped at the end; its CPUs are logical, so two workers run on one core as
+    well, only slower. A caller that is connected already keeps its connection.
     """
-    if ray.is_initialized():  # type: ignore[no-untyped-call]
+    if ray.is_initialized():
         _refuse_shortage(needs)
         yield
         return
@@ -93,7 +93,7 @@ def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
 
 
 def _refuse_shortage(needs: Needs) -> None:
-    lacking = shortage(needs, ray.cluster_resources())
+    lacking = shortage(needs, ray.cluster_resources())  # type: ignore[no-untyped-call]
     if lacking:
         raise ConfigError(lacking)
 

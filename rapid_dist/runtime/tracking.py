@@ -64,7 +64,7 @@ class Tracker:
         try:
             self._client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
             self._experiment_id = self._open(experiment, place.artifacts)
-        except MlflowException as error:
+        except Exception as error:  # A server's, a database's, a network's: each has its own.
             raise RapidError(
                 f"MLflow at {place.uri} refused: {_first_line(error)}. Check tracking.uri."
             ) from error
@@ -82,8 +82,8 @@ class Tracker:
             [self._experiment_id],
             f"attributes.status = 'RUNNING' and tags.`{OUT_TAG}` = '{out}'",
         )
-        for run in stale:
-            self._client.set_terminated(run.info.run_id, "KILLED")
+        for left_open in stale:
+            self._client.set_terminated(left_open.info.run_id, "KILLED")
         tags = {**(tags or {}), OUT_TAG: out}
         with _started(self._client, self._experiment_id, name, tags) as run:
             yield run

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import ray.train
 import torch
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer  # As ray.train gives it, but typed.
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rapid_dist.errors
@@ -74,17 +75,17 @@ class RayWorkers:
         trainer = TorchTrainer(
             _loop(task, mailbox, self._threads),
             torch_config=TorchConfig(backend="gloo"),
-            scaling_config=ray.train.ScalingConfig(
+            scaling_config=ScalingConfig(
                 num_workers=num_workers, resources_per_worker={"CPU": self._threads}
             ),
-            run_config=ray.train.RunConfig(
+            run_config=RunConfig(
                 name=f"{name}-{uuid.uuid4().hex}",
                 storage_path=storage,
-                failure_config=ray.train.FailureConfig(
+                failure_config=FailureConfig(
                     max_failures=self._max_failures,
                     controller_failure_limit=CONTROLLER_FAILURES,
                 ),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
         try:
@@ -124,15 +125,14 @@ class RayWorkers:
                 return outcome[0] if outcome else None
 
 
-def place_beside_driver(actor_class: type, *args: Any, max_restarts: int = 0) -> Any:
+def place_beside_driver(actor_class: type, *args: Any) -> Any:
     """Starts an actor on the driver's node, that takes no CPU from the workers."""
     here = ray.get_runtime_context().get_node_id()
-    remote_class = ray.remote(
-        num_cpus=0,
-        max_restarts=max_restarts,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
-    )(actor_class)
-    return remote_class.remote(*args)
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+    }
+    return ray.remote(**options)(actor_class).remote(*args)
 
 
 class _Mailbox:
