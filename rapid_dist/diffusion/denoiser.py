@@ -129,16 +129,23 @@ class Denoiser(nn.Module):
         The new rows are drawn around the mean of the old ones with their spread, so that the class
         pathway which public training has built stays in use; "no label" keeps its row.
         """
-        clone = copy.deepcopy(self)
         old = self.unet.class_embedding.weight.detach()
         generator = torch.Generator().manual_seed(seed)
         classes = old[:-1] if len(old) > 1 else old
         spread = classes.std(dim=0) if len(classes) > 1 else torch.zeros_like(classes[0])
         drawn = torch.randn(num_classes, old.shape[1], generator=generator).to(old)
-        table = torch.cat([classes.mean(dim=0) + spread * drawn, old[-1:]])
-        clone.num_classes = num_classes
+        return self._with_table(torch.cat([classes.mean(dim=0) + spread * drawn, old[-1:]]))
+
+    def without_labels(self, num_classes: int) -> Self:
+        """Returns a copy that takes labels of ``num_classes`` classes and heeds none of them."""
+        no_label = self.unet.class_embedding.weight.detach()[-1:]
+        return self._with_table(no_label.expand(num_classes + 1, -1).clone())
+
+    def _with_table(self, table: torch.Tensor) -> Self:
+        clone = copy.deepcopy(self)
+        clone.num_classes = len(table) - 1
         clone.unet.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)
-        clone.unet.register_to_config(num_class_embeds=num_classes + 1)
+        clone.unet.register_to_config(num_class_embeds=len(table))
         clone.evaluations = 0
         return clone
 

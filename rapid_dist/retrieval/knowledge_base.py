@@ -139,6 +139,16 @@ class KnowledgeBase:
         rows: np.ndarray = ids // len(self.manifest.spec.seeds)
         return rows
 
+    @property
+    def reference_images(self) -> np.ndarray:
+        """All reference images, uint8 [number of images, C, H, W]."""
+        return self._images
+
+    @property
+    def reference_hashes(self) -> np.ndarray:
+        """The content hash of every reference image, uint8 [number of images, 32]."""
+        return np.frombuffer(b"".join(self._hashes), np.uint8).reshape(-1, 32)
+
     def per_entry(self, values: np.ndarray) -> np.ndarray:
         """Spreads one value a reference image to one value an entry, [E]."""
         return np.repeat(values, len(self.manifest.spec.seeds), axis=0)

@@ -9,11 +9,35 @@ Shapes: E entries, Y classes, M clusters, n samples.
 """
 
 import hashlib
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """How a noised histogram is read. Post-processing: none of it costs privacy."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    threshold: float = 3.0  # Counts below this many noise stddevs count as none.
+
+    def __post_init__(self) -> None:
+        if self.threshold < 0:
+            raise ConfigError(f"prior.threshold must not be negative, got {self.threshold}.")
+
+
+def estimate(noised_histogram: np.ndarray, noise: float, config: PriorConfig) -> np.ndarray:
+    """float64 [Y, M] noised counts -> float64 [Y, M] probabilities p(cluster | class).
+
+    Args:
+      noise: stddev of the histogram's noise.
+    """
+    return normalise(noised_histogram, config.threshold * noise)
 
 
 def normalise(noised_histogram: np.ndarray, threshold: float) -> np.ndarray:

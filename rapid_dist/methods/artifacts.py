@@ -1,0 +1,150 @@
+"""Where the artefacts of a run stand, and how they are written and read back.
+
+Public artefacts carry a hash of every setting that shaped them, so that runs with the same public
+stages share them and runs with others cannot mix them up. A folder is whole when its ``done.json``
+exists, which is written last.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array
+from rapid_dist.data.sources import load_public, split_public
+from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.features import ContrastExtractor, load_extractor, save_extractor
+from rapid_dist.storage import Storage, open_storage, sha256_hex
+
+T = TypeVar("T")
+
+DONE = "done.json"
+
+
+def fingerprint(*parts: Any) -> str:
+    """Returns 16 hex digits of a hash over plain values and dataclasses."""
+    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def public_data_identity(settings: MethodSettings) -> str:
+    sources = [asdict(source) for source in settings.public]
+    return fingerprint(
+        sources,
+        settings.reference_share,
+        settings.seed,
+        [settings.private.size, settings.private.channels],
+    )
+
+
+def pretrain_name(settings: MethodSettings) -> str:
+    identity = fingerprint(
+        public_data_identity(settings), settings.network, settings.schedule, settings.pretrain
+    )
+    return f"denoiser-{identity}"
+
+
+def extractor_name(settings: MethodSettings) -> str:
+    identity = fingerprint(
+        pretrain_name(settings), settings.contrast, settings.split.query_step, settings.seed
+    )
+    return f"extractor-{identity}"
+
+
+def knowledge_base_name(settings: MethodSettings) -> str:
+    base = settings.knowledge_base
+    embedder = extractor_name(settings) if base.keys == "contrast" else pretrain_name(settings)
+    features = extractor_name(settings) if base.features == "contrast" else "pixels"
+    identity = fingerprint(
+        public_data_identity(settings),
+        embedder,
+        features,
+        settings.split.query_step,
+        base.seeds_per_image,
+        base.seed,
+        base.num_shards,
+        base.embed_batch,
+    )
+    return f"knowledge-base-{identity}"
+
+
+def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicImages]:
+    """Returns (pretrain, reference); a pure function of the settings."""
+    images = load_public(
+        settings.public,
+        settings.data_root,
+        size=settings.private.size,
+        channels=settings.private.channels,
+        seed=settings.seed,
+    )
+    return split_public(images, settings.reference_share)
+
+
+def is_done(storage: Storage) -> bool:
+    return storage.exists(DONE)
+
+
+def mark_done(storage: Storage, facts: dict[str, Any] | None = None) -> None:
+    storage.write(DONE, json.dumps(facts or {}, sort_keys=True).encode())
+
+
+def read_done(storage: Storage) -> dict[str, Any]:
+    """Returns the facts that ``mark_done`` wrote."""
+    facts: dict[str, Any] = json.loads(storage.read(DONE))
+    return facts
+
+
+def put_folder(storage: Storage, write: Callable[[Path], object]) -> None:
+    """Has ``write`` fill a temporary folder, stores its files and marks the place as whole."""
+    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
+        write(Path(folder))
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
+    mark_done(storage)
+
+
+def with_folder(storage: Storage, read: Callable[[Path], T]) -> T:
+    """Fetches all files of a place into a temporary folder and returns what ``read`` makes."""
+    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
+        for name in storage.list():
+            if name != DONE:
+                path = Path(folder) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(storage.read(name))
+        return read(Path(folder))
+
+
+def put_denoiser(storage: Storage, denoiser: Denoiser) -> None:
+    put_folder(storage, lambda folder: save_denoiser(denoiser, folder))
+
+
+def get_denoiser(uri: str) -> Denoiser:
+    return with_folder(open_storage(uri), load_denoiser)
+
+
+def put_extractor(storage: Storage, extractor: ContrastExtractor) -> None:
+    put_folder(storage, lambda folder: save_extractor(extractor, folder))
+
+
+def get_extractor(uri: str) -> ContrastExtractor:
+    return with_folder(open_storage(uri), load_extractor)
+
+
+def put_images(storage: Storage, name: str, images: UInt8Array, labels: Int64Array) -> str:
+    """Stores a set of images and returns the hash of its file."""
+    data = pack_arrays({"images": images, "labels": labels})
+    storage.write(name, data)
+    return sha256_hex(data)
+
+
+def get_images(storage: Storage, name: str) -> tuple[UInt8Array, Int64Array]:
+    arrays = unpack_arrays(storage.read(name), name)
+    return arrays["images"], arrays["labels"].astype(np.int64)

@@ -1,0 +1,84 @@
+"""What a stage is given: settings, places to read and write, and whoever runs its loops.
+
+A stage knows neither Ray nor MLflow. It asks a ``Backend`` to run a loop on workers, to build
+shards or to search them; one backend is this process, the other is a cluster.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rapid_dist.collective import Collective
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.accounting import PrivacyPlan
+from rapid_dist.privacy.keeper import Attempt
+from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.public.build import ShardPlan, ShardTask
+from rapid_dist.retrieval.manifest import ShardRecord
+from rapid_dist.storage import Storage
+
+Report = Callable[[dict[str, float]], None]
+Task = Callable[[Collective, Report], None]
+
+
+class Workers(Protocol):
+    """Runs one loop on several workers at once."""
+
+    def run(self, task: Task, *, name: str, num_workers: int) -> None: ...
+
+
+class Keeper(Protocol):
+    """The ledger's keeper, wherever it lives."""
+
+    def begin_attempt(self) -> Attempt: ...
+
+    def charge(self, step: int) -> None: ...
+
+    def charge_query(self, event: GaussianEvent, purpose: str) -> None: ...
+
+
+class Searcher(Protocol):
+    """Exact search over the knowledge base, in one process or on several actors."""
+
+    def search(
+        self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Backend(Protocol):
+    """Where stages run."""
+
+    workers: Workers
+    num_workers: int
+
+    def keeper(self) -> Keeper:
+        """Returns the keeper of this run's ledger."""
+
+    def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]: ...
+
+    def searcher(self, storage: Storage) -> Searcher:
+        """Returns a searcher of the knowledge base in ``storage``; public queries only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext:
+    """One run of a method."""
+
+    settings: MethodSettings
+    plan: PrivacyPlan
+    out: Storage
+    internal: Storage  # What was measured against private records; never released (P13).
+    public: Storage  # Artefacts of public stages, shared between runs, named by their settings.
+    backend: Backend
+    privacy: Callable[[], dict[str, Any]]  # What the ledger says now, as in summary.json.
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a method; ``run`` does it, or finds that it is done."""
+
+    name: str
+    run: Callable[[RunContext], None]

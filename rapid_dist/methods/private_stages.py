@@ -1,0 +1,251 @@
+"""The stages inside the trust boundary: prior, adapt, train.
+
+What they write, noised histogram, adapted and private denoiser, is the output of charged
+mechanisms or post-processing of it. Everything else stays in the processes that computed it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rapid_dist.collective import Collective
+from rapid_dist.data.images import PrivateImages
+from rapid_dist.data.sources import load_private
+from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.methods import artifacts
+from rapid_dist.methods.context import Keeper, Report, RunContext
+from rapid_dist.methods.public_stages import open_embedder, open_features
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.mechanism import DpSgdConfig
+from rapid_dist.private.draws import DrawMaker, FindReferences
+from rapid_dist.private.loop import train_private
+from rapid_dist.private.votes import noised_histogram
+from rapid_dist.public.adapt import adapt, prior_rows
+from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.prior import TrajectoryPrior, estimate
+from rapid_dist.retrieval.vectors import assign, fit_kmeans
+from rapid_dist.storage import open_storage
+
+PRIOR, ADAPTED, PRIVATE, CHECKPOINTS = "prior", "adapted", "private", "checkpoints"
+
+
+def num_classes(settings: MethodSettings) -> int:
+    """Classes that the private denoiser tells apart; data without labels are one class."""
+    return max(1, settings.private.num_classes)
+
+
+def open_knowledge_base(settings: MethodSettings, public_uri: str) -> KnowledgeBase:
+    name = artifacts.knowledge_base_name(settings)
+    return KnowledgeBase.open(open_storage(public_uri).child(name))
+
+
+def open_centroids(settings: MethodSettings, public_uri: str, base: KnowledgeBase) -> np.ndarray:
+    """Returns the clusters' centroids, made from public features once and then read."""
+    config = settings.knowledge_base
+    identity = artifacts.fingerprint(
+        artifacts.knowledge_base_name(settings), config.clusters, config.kmeans_iterations
+    )
+    storage, name = open_storage(public_uri), f"clusters/{identity}.npz"
+    if not storage.exists(name):
+        found = fit_kmeans(base.features, config.clusters, settings.seed, config.kmeans_iterations)
+        storage.write(name, pack_arrays({"centroids": found}))
+    return unpack_arrays(storage.read(name), name)["centroids"]
+
+
+def run_prior(context: RunContext) -> None:
+    """Lets every record vote once; the noised histogram leaves, and is charged before."""
+    settings, query = context.settings, context.plan.prior
+    storage = context.out.child(PRIOR)
+    if query is None or artifacts.is_done(storage):
+        return
+    images, _ = load_private(settings.private, settings.data_root)
+    base = open_knowledge_base(settings, context.public.uri)
+    centroids = open_centroids(settings, context.public.uri, base)
+    clusters = assign(open_features(settings, context.public.uri)(images.images), centroids)
+    keeper = context.backend.keeper()
+    attempt = keeper.begin_attempt().number
+    keeper.charge_query(query, "prior histogram")
+    histogram = noised_histogram(
+        images,
+        clusters,
+        num_classes=num_classes(settings),
+        num_clusters=len(centroids),
+        noise_multiplier=query.noise_multiplier,
+        key=SecretKey.generate(),
+        attempt=attempt,
+    )
+    probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
+    entries = base.per_entry(assign(base.features, centroids))
+    storage.write("histogram.npz", pack_arrays({"noised": histogram}))
+    storage.write("prior.npz", TrajectoryPrior(entries, probabilities).to_bytes())
+    artifacts.mark_done(storage)
+
+
+def open_prior(out_uri: str) -> TrajectoryPrior:
+    return TrajectoryPrior.from_bytes(open_storage(out_uri).child(PRIOR).read("prior.npz"))
+
+
+def uniform_prior(settings: MethodSettings, base: KnowledgeBase) -> TrajectoryPrior:
+    """Every entry alike, for every class: what is known without the private data."""
+    return TrajectoryPrior(
+        np.zeros(len(base), np.int64), np.ones((num_classes(settings), 1), np.float64)
+    )
+
+
+def start_denoiser(settings: MethodSettings, public_uri: str) -> Denoiser:
+    """Returns D_pub with a table for the private classes, before any adaptation."""
+    place = open_storage(public_uri).child(artifacts.pretrain_name(settings))
+    return artifacts.get_denoiser(place.uri).with_classes(num_classes(settings), seed=settings.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptTask:
+    """Teaches D_pub the private classes from references that the prior draws."""
+
+    settings: MethodSettings
+    public_uri: str
+    out_uri: str
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        settings = self.settings
+        denoiser = start_denoiser(settings, self.public_uri)
+        base = open_knowledge_base(settings, self.public_uri)
+        adapt(
+            denoiser,
+            prior_rows(
+                open_prior(self.out_uri),
+                base.images(np.arange(len(base))),
+                settings.schedule,
+                denoiser,
+                split_step=settings.split.split_step,
+                whole_share=settings.adapt.whole_schedule_share,
+            ),
+            settings.adapt,
+            seed=settings.seed,
+            collective=collective,
+            checkpoints=Checkpoints(open_storage(self.out_uri).child(f"{CHECKPOINTS}/adapt")),
+            on_step=report,
+        )
+        if collective.rank == 0:
+            artifacts.put_denoiser(open_storage(self.out_uri).child(ADAPTED), denoiser)
+
+
+def run_adapt(context: RunContext) -> None:
+    """Adapts where there is a prior; without one D_pub only gets its new classes."""
+    storage = context.out.child(ADAPTED)
+    if artifacts.is_done(storage):
+        return
+    if context.plan.prior is None or context.settings.adapt.steps == 0:
+        artifacts.put_denoiser(storage, start_denoiser(context.settings, context.public.uri))
+        return
+    task = AdaptTask(
+        settings=context.settings, public_uri=context.public.uri, out_uri=context.out.uri
+    )
+    context.backend.workers.run(task, name="adapt", num_workers=context.backend.num_workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """Trains the private denoiser by DP-SGD on one worker of a group."""
+
+    settings: MethodSettings
+    mechanism: DpSgdConfig
+    public_uri: str
+    out_uri: str
+    keeper: Keeper
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        settings = self.settings
+        images, _ = load_private(settings.private, settings.data_root)
+        out = open_storage(self.out_uri)
+        denoiser = artifacts.get_denoiser(out.child(ADAPTED).uri)
+        train_private(
+            denoiser,
+            DrawMaker(
+                images=images,
+                config=settings.train,
+                schedule=settings.schedule,
+                split_step=settings.split.split_step,
+                no_label=denoiser.no_label,
+                label_drop=settings.network.label_drop,
+                find_references=self._find_references(images),
+            ),
+            self.mechanism,
+            collective=collective,
+            keeper=self.keeper,
+            checkpoints=Checkpoints(out.child(f"{CHECKPOINTS}/train")),
+            on_step=report,
+        )
+        if collective.rank == 0:
+            artifacts.put_denoiser(out.child(PRIVATE), denoiser)
+
+    def _find_references(self, images: PrivateImages) -> FindReferences | None:
+        if self.settings.train.mode != "surrogate":
+            return None
+        base = open_knowledge_base(self.settings, self.public_uri)
+        if self.settings.train.surrogate == "query":
+            return self._by_query(base)
+        return self._by_cluster(base, images)
+
+    def _by_query(self, base: KnowledgeBase) -> FindReferences:
+        """The paper's way: the record's noised state at k asks for its nearest trajectory."""
+        embed = open_embedder(self.settings, self.public_uri)
+        level = self.settings.schedule.level(self.settings.split.query_step)
+
+        def find(
+            records: np.ndarray, clean: torch.Tensor, streams: list[np.random.Generator]
+        ) -> torch.Tensor:
+            noise = np.stack(
+                [s.standard_normal(clean.shape[1:], dtype=np.float32) for s in streams]
+            )
+            _, ids = base.search(embed(clean + level * torch.from_numpy(noise)), 1)
+            return _unit(base.images(ids[:, 0]))
+
+        return find
+
+    def _by_cluster(self, base: KnowledgeBase, images: PrivateImages) -> FindReferences:
+        """The prior's way: any entry of the record's own cluster, as sampling will draw it."""
+        centroids = open_centroids(self.settings, self.public_uri, base)
+        features_of = open_features(self.settings, self.public_uri)
+        cluster_of_record = assign(features_of(images.images), centroids)
+        cluster_of_entry = base.per_entry(assign(base.features, centroids))
+        order = np.argsort(cluster_of_entry, kind="stable")
+        sizes = np.bincount(cluster_of_entry, minlength=len(centroids))
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+
+        def find(
+            records: np.ndarray, clean: torch.Tensor, streams: list[np.random.Generator]
+        ) -> torch.Tensor:
+            own = cluster_of_record[records]
+            places = [int(s.integers(max(1, sizes[c]))) for s, c in zip(streams, own, strict=True)]
+            # A cluster can be empty of entries; its records then meet the next entry in order.
+            entries = order[np.minimum(first[own] + places, len(order) - 1)]
+            return _unit(base.images(entries))
+
+        return find
+
+
+def _unit(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).float() / 127.5 - 1.0
+
+
+def run_train(context: RunContext) -> None:
+    storage = context.out.child(PRIVATE)
+    if artifacts.is_done(storage):
+        return
+    if context.plan.dp_sgd is None:
+        # The prior takes the whole budget: what it adapted is the private model.
+        artifacts.put_denoiser(storage, artifacts.get_denoiser(context.out.child(ADAPTED).uri))
+        return
+    task = TrainTask(
+        settings=context.settings,
+        mechanism=context.plan.dp_sgd,
+        public_uri=context.public.uri,
+        out_uri=context.out.uri,
+        keeper=context.backend.keeper(),
+    )
+    context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)

@@ -1,0 +1,210 @@
+"""The stages that see public data only: pretrain, contrast, index.
+
+The loops are frozen dataclasses: they can be sent to a worker as they are, and each opens its own
+data there. Rank 0 writes the result.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rapid_dist.collective import Collective
+from rapid_dist.data.images import PublicImages, to_unit
+from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.methods import artifacts
+from rapid_dist.methods.context import Report, RunContext
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.public.build import (
+    PIXEL_FEATURES,
+    ShardTask,
+    knowledge_base_spec,
+    plan_shards,
+    write_manifest,
+)
+from rapid_dist.public.contrast import clean_estimate, train_extractor
+from rapid_dist.public.pretrain import pretrain
+from rapid_dist.retrieval.features import ContrastExtractor, pixel_features
+from rapid_dist.retrieval.shard import Embed, FeaturesOf
+from rapid_dist.storage import open_storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainTask:
+    """Trains the public denoiser; conditioned on the public classes."""
+
+    settings: MethodSettings
+    public_uri: str
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        settings = self.settings
+        images, _ = artifacts.load_public_split(settings)
+        torch.manual_seed(settings.seed)
+        denoiser = Denoiser(
+            settings.network,
+            channels=images.spec.channels,
+            size=images.spec.size,
+            num_classes=images.spec.num_classes,
+            data_std=settings.schedule.data_std,
+        )
+        place = open_storage(self.public_uri).child(artifacts.pretrain_name(settings))
+        pretrain(
+            denoiser,
+            images,
+            settings.pretrain,
+            settings.schedule,
+            seed=settings.seed,
+            collective=collective,
+            checkpoints=Checkpoints(
+                open_storage(self.public_uri).child(
+                    f"checkpoints/{artifacts.pretrain_name(settings)}"
+                )
+            ),
+            on_step=report,
+        )
+        if collective.rank == 0:
+            artifacts.put_denoiser(place, denoiser)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastTask:
+    """Trains the extractor h."""
+
+    settings: MethodSettings
+    public_uri: str
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        settings = self.settings
+        public = open_storage(self.public_uri)
+        images, _ = artifacts.load_public_split(settings)
+        torch.manual_seed(settings.seed + 1)
+        extractor = ContrastExtractor(
+            settings.contrast.extractor, images.spec.channels, images.spec.size
+        )
+        name = artifacts.extractor_name(settings)
+        train_extractor(
+            extractor,
+            artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri).eval(),
+            images,
+            settings.contrast,
+            query_level=settings.schedule.level(settings.split.query_step),
+            seed=settings.seed,
+            collective=collective,
+            checkpoints=Checkpoints(public.child(f"checkpoints/{name}")),
+            on_step=report,
+        )
+        if collective.rank == 0:
+            artifacts.put_extractor(public.child(name), extractor)
+
+
+def open_embedder(settings: MethodSettings, public_uri: str) -> Embed:
+    """Returns the function from states at the query step, float32 [n, C, H, W], to keys [n, D].
+
+    A key is h of the one-evaluation clean estimate, or that estimate's pooled pixels.
+    """
+    public = open_storage(public_uri)
+    denoiser = artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri).eval()
+    level = settings.schedule.level(settings.split.query_step)
+    if settings.knowledge_base.keys == "pixels":
+        return lambda states: pixel_features(_as_bytes(clean_estimate(denoiser, states, level)))
+    extractor = artifacts.get_extractor(public.child(artifacts.extractor_name(settings)).uri)
+
+    @torch.no_grad()
+    def embed(states: torch.Tensor) -> np.ndarray:
+        keys: np.ndarray = extractor(clean_estimate(denoiser, states, level)).numpy()
+        return keys
+
+    return embed
+
+
+def open_features(settings: MethodSettings, public_uri: str) -> FeaturesOf:
+    """Returns the function from clean images, uint8 [n, C, H, W], to features [n, F]."""
+    if settings.knowledge_base.features == "pixels":
+        return pixel_features
+    public = open_storage(public_uri)
+    extractor = artifacts.get_extractor(public.child(artifacts.extractor_name(settings)).uri)
+
+    @torch.no_grad()
+    def features_of(images: np.ndarray) -> np.ndarray:
+        parts = [extractor(part).numpy() for part in to_unit(images).split(256)]
+        return np.concatenate(parts)
+
+    return features_of
+
+
+def _as_bytes(estimate: torch.Tensor) -> np.ndarray:
+    pixels: np.ndarray = ((estimate + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    return pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Embedders:
+    """Opens both functions where the shard is made."""
+
+    settings: MethodSettings
+    public_uri: str
+
+    def __call__(self) -> tuple[Embed, FeaturesOf]:
+        return (
+            open_embedder(self.settings, self.public_uri),
+            open_features(self.settings, self.public_uri),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    settings: MethodSettings
+
+    def __call__(self) -> PublicImages:
+        return artifacts.load_public_split(self.settings)[1]
+
+
+def run_pretrain(context: RunContext) -> None:
+    name = artifacts.pretrain_name(context.settings)
+    _run_once(context, name, "pretrain", PretrainTask)
+
+
+def run_contrast(context: RunContext) -> None:
+    name = artifacts.extractor_name(context.settings)
+    _run_once(context, name, "contrast", ContrastTask)
+
+
+def _run_once(
+    context: RunContext,
+    artifact: str,
+    stage: str,
+    make_task: Callable[..., PretrainTask | ContrastTask],
+) -> None:
+    if not artifacts.is_done(context.public.child(artifact)):
+        task = make_task(settings=context.settings, public_uri=context.public.uri)
+        context.backend.workers.run(task, name=stage, num_workers=context.backend.num_workers)
+
+
+def run_index(context: RunContext) -> None:
+    """Builds the shards that are missing and writes the manifest."""
+    settings = context.settings
+    storage = context.public.child(artifacts.knowledge_base_name(settings))
+    if artifacts.is_done(storage):
+        return
+    reference = _Reference(settings=settings)()
+    base = settings.knowledge_base
+    spec = knowledge_base_spec(
+        base,
+        reference,
+        query_level=settings.schedule.level(settings.split.query_step),
+        embedder=f"{base.keys}:{artifacts.extractor_name(settings)}",
+        features=PIXEL_FEATURES
+        if base.features == "pixels"
+        else f"contrast:{artifacts.extractor_name(settings)}",
+    )
+    plans = plan_shards(reference, spec)
+    task = ShardTask(
+        storage.uri,
+        _Reference(settings=settings),
+        _Embedders(settings=settings, public_uri=context.public.uri),
+    )
+    records = context.backend.build_shards(plans, task)
+    manifest = write_manifest(storage, plans, records, reference)
+    artifacts.mark_done(storage, {"manifest": manifest.fingerprint})

@@ -1,0 +1,28 @@
+"""RAPID: retrieval-augmented private diffusion (Jiang, Li, Ma, Wang, ICLR 2025).
+
+Public data teaches the early, coarse steps and holds the trajectories; the privacy budget is spent
+on one noised histogram (the private prior over trajectories, ours) and on the late steps (DP-SGD).
+
+    pretrain   D_pub on the pretrain split                                  public
+    contrast   the extractor h on two noised views                          public
+    index      trajectories of the reference split, sharded                 public
+    prior      one vote a record, noised                                    charged
+    adapt      D_pub to the private classes, by the prior alone             post-processing
+    train      DP-SGD on the late steps                                     charged
+    generate   reference -> state at v -> private model to 0                post-processing
+    evaluate   against private records                                      internal
+"""
+
+from rapid_dist.methods import private_stages, public_stages, sampling_stages
+from rapid_dist.methods.context import Stage
+
+STAGES = (
+    Stage(name="pretrain", run=public_stages.run_pretrain),
+    Stage(name="contrast", run=public_stages.run_contrast),
+    Stage(name="index", run=public_stages.run_index),
+    Stage(name="prior", run=private_stages.run_prior),
+    Stage(name="adapt", run=private_stages.run_adapt),
+    Stage(name="train", run=private_stages.run_train),
+    Stage(name="generate", run=sampling_stages.run_generate),
+    Stage(name="evaluate", run=sampling_stages.run_evaluate),
+)
