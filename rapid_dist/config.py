@@ -1,0 +1,301 @@
+"""One frozen tree of settings: a YAML recipe, then dotted overrides, then nothing else.
+
+Every room declares and checks its own settings as a frozen dataclass; here they are hung in one
+tree and nowhere are they written twice. ``load_recipe`` answers before anything has started:
+an unknown key, a wrong type or a value out of range is a ``ConfigError`` that names it.
+
+    recipe = load_recipe("digits", ["privacy.epsilon=5", "runtime.workers=1"])
+
+Nothing in the tree is read off private data (P1), so it may be printed, logged and released.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rapid_dist.data.sources import PrivateSource, PublicSource
+from rapid_dist.diffusion.denoiser import NetworkConfig
+from rapid_dist.diffusion.sampler import SamplingConfig
+from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.errors import ConfigError
+from rapid_dist.evaluation.suite import EvaluationConfig
+from rapid_dist.methods.settings import MethodSettings, SplitConfig
+from rapid_dist.privacy.settings import PrivacyConfig
+from rapid_dist.private.settings import TrainConfig
+from rapid_dist.public.adapt import AdaptConfig
+from rapid_dist.public.contrast import ContrastConfig
+from rapid_dist.public.pretrain import PretrainConfig
+from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
+from rapid_dist.retrieval.prior import PriorConfig
+
+
+class _Node(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Node):
+    """Which images there are, and on which side of the boundary."""
+
+    root: str | None = None  # Folder that sources with files are looked up in.
+    private: PrivateSource
+    public: tuple[PublicSource, ...] = Field(min_length=1)
+    reference_share: float = Field(default=0.5, gt=0, lt=1)  # Of the public images.
+
+
+class RuntimeConfig(_Node):
+    """Where the stages run. None of it changes a result, so none of it is in a stage's identity."""
+
+    backend: Literal["ray", "process"] = "ray"
+    workers: int = Field(default=2, ge=1)  # Of every training stage.
+    trajectory_actors: int = Field(default=2, ge=1)
+    search_actors: int = Field(default=2, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1)
+    memory_gb: float = Field(default=2.0, gt=0)  # One worker's or actor's, for the check up front.
+    max_failures: int = Field(default=2, ge=0)  # Restarts of a stage's workers before it fails.
+    public_dir: str | None = None  # Shared store of public stages; None = beside the run.
+    ledger_dir: str | None = None  # Ledgers of all private data sets; None = beside the run.
+    debug: bool = False  # May log private values; such a run can never be released (P9).
+
+
+class TrackingConfig(_Node):
+    """Where runs and models are recorded; MLFLOW_TRACKING_URI stands in for an unset ``uri``."""
+
+    uri: str | None = None  # None = a sqlite file beside the run directory.
+    experiment: str = "rapid-dist"
+    model_name: str | None = None  # None = rapid-dist-<recipe>.
+
+
+class Recipe(_Node):
+    """A whole experiment. Everything in it is public."""
+
+    name: str = "recipe"
+    method: Literal["rapid", "dpdm"] = "rapid"
+    seed: int = Field(default=0, ge=0)  # Of public randomness; secret keys come from the OS.
+    data: DataConfig
+    network: NetworkConfig = NetworkConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    split: SplitConfig = SplitConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    contrast: ContrastConfig = ContrastConfig()
+    knowledge_base: KnowledgeBaseConfig = KnowledgeBaseConfig()
+    prior: PriorConfig = PriorConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    privacy: PrivacyConfig
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _rooms_agree(self) -> Self:
+        if self.split.query_step > self.schedule.num_steps:
+            raise ConfigError(
+                f"split.query_step is {self.split.query_step}, but schedule.num_steps is "
+                f"{self.schedule.num_steps}. Choose a query step on the schedule."
+            )
+        if (self.privacy.unit == "group") != (self.data.private.group_column is not None):
+            raise ConfigError(
+                f"privacy.unit is {self.privacy.unit!r}, but data.private.group_column is "
+                f"{self.data.private.group_column!r}. A group is the unit exactly where the "
+                "source names a group column."
+            )
+        return self
+
+    @property
+    def num_units(self) -> int:
+        """The declared number of privacy units: N of the mechanism."""
+        return self.data.private.num_groups or self.data.private.num_records
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns the recipe of that file, or of that name inside the package, with overrides.
+
+    Args:
+      overrides: each ``a.b=value``, the value read as YAML; a number in the path is a list index.
+    """
+    path = Path(name_or_path)
+    tree = _read(path)
+    tree.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree)
+
+
+def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe that a plain tree describes, or raises ``ConfigError`` in one line."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_in_one_line(error)) from None
+
+
+def to_tree(recipe: Recipe) -> dict[str, Any]:
+    """Returns the whole recipe, defaults included, as plain values; ``parse_recipe`` undoes it."""
+    return recipe.model_dump(mode="json")
+
+
+def method_settings(recipe: Recipe) -> MethodSettings:
+    """Returns what the method is told: the recipe without where it runs and is recorded."""
+    root = recipe.data.root
+    moved: dict[str, Any] = {
+        "data_root": None if root is None else str(Path(root).expanduser().resolve()),
+        "private": recipe.data.private,
+        "public": recipe.data.public,
+        "reference_share": recipe.data.reference_share,
+    }
+    same = {
+        field.name: getattr(recipe, field.name)
+        for field in fields(MethodSettings)
+        if field.name not in moved
+    }
+    return MethodSettings(**moved, **same)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(to_tree(recipe), sort_keys=False, width=100)
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that come with the package."""
+    folder = resources.files("rapid_dist").joinpath("recipes")
+    if not folder.is_dir():
+        return []
+    names = [entry.name for entry in folder.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(
+                    f"The recipe gives {key!r} twice in one place, the second time on line "
+                    f"{key_node.start_mark.line + 1}. Keep one."
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{where} is not YAML: {problem}. Mend it there.") from None
+    finally:
+        loader.dispose()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    packaged = resources.files("rapid_dist").joinpath("recipes", f"{path}.yaml")
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        if not path.is_file():
+            raise ConfigError(f"There is no recipe file {path}. Give a file or one of: {_known()}.")
+        text = path.read_text(encoding="utf-8")
+    elif re.fullmatch(r"[\w-]+", str(path)) and packaged.is_file():
+        text = packaged.read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"There is no recipe {str(path)!r}. Give a file or one of: {_known()}.")
+    tree = _parse_yaml(text, f"Recipe {path}")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"Recipe {path} must be a mapping of settings, got {_shown(tree)}.")
+    return tree
+
+
+def _known() -> str:
+    return ", ".join(recipe_names()) or "(none installed)"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"An override must read a.b=value, got {override!r}.")
+    value = _parse_yaml(text, f"The value of override {override!r}")
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise ConfigError(
+                    f"{dotted}={_shown(value)}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
+                    f"use an index in 0..{len(node) - 1} instead of {key!r}."
+                )
+            position: Any = int(key)
+        elif isinstance(node, dict):
+            position = key
+            if not last and node.get(key) is None:
+                node[key] = {}
+        else:
+            raise ConfigError(
+                f"{dotted}={_shown(value)}: {'.'.join(keys[:depth])} is {_shown(node)} and has no "
+                f"settings inside. {_nearest(dotted)}"
+            )
+        if last:
+            node[position] = value
+        node = node[position]
+
+
+def _in_one_line(error: ValidationError) -> str:
+    first, *more = error.errors(include_url=False)
+    dotted = ".".join(str(part) for part in first["loc"])
+    shown = _shown(first.get("input"))
+    kind, message = first["type"], first["msg"]
+    if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
+        line = f"There is no setting {dotted} (given: {shown}). {_nearest(dotted)}"
+    elif kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
+        line = f"The recipe must give {dotted}."
+    elif kind == "value_error":  # A room's own check: it already names setting, value and remedy.
+        line = message.removeprefix("Value error, ")
+    else:
+        line = f"{dotted}={shown} is not valid: {message}."
+    return f"{line} ({len(more)} more such errors.)" if more else line
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(dotted: str) -> str:
+    """Returns a sentence that names the valid setting most like ``dotted``."""
+    generic = re.sub(r"\.\d+(?=\.|$)", "", dotted)
+    known = list(_settings(Recipe))
+    by_last = {key.rpartition(".")[2]: key for key in known}
+    close = difflib.get_close_matches(generic, known, n=1, cutoff=0.6) or [
+        by_last[name]
+        for name in difflib.get_close_matches(generic.rpartition(".")[2], list(by_last), n=1)
+    ]
+    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(Recipe.model_fields)}."
+
+
+def _settings(owner: type, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all settings below a model or a dataclass."""
+    hints = get_type_hints(owner)
+    for name in _field_names(owner):
+        yield prefix + name
+        for candidate in (hints[name], *get_args(hints[name])):
+            if isinstance(candidate, type) and (
+                is_dataclass(candidate) or issubclass(candidate, BaseModel)
+            ):
+                yield from _settings(candidate, f"{prefix}{name}.")
+
+
+def _field_names(owner: type) -> list[str]:
+    if issubclass(owner, BaseModel):
+        return list(owner.model_fields)
+    assert is_dataclass(owner)
+    return [field.name for field in fields(owner)]
