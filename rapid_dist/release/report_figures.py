@@ -1,0 +1,218 @@
+"""The sections of the report that show images, quality, time and cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rapid_dist.data.images import Int64Array, UInt8Array
+from rapid_dist.release.markup import Cell, Raw, Section, escape, image, paragraph, table
+from rapid_dist.release.plots import ImageSet, strip
+
+TILES_A_ROW = 19  # As many as a screen of 1100 pixels shows without scrolling.
+MOST_CLASSES = 20
+GENERATOR = "generator"
+SUSPICIOUS = 0.01  # A p-value below it is shown as a warning.
+
+# What a stage touches, which is what a reader wants to know of it. Others show nothing.
+STAGES = {
+    "pretrain": "public images only",
+    "contrast": "public images only",
+    "adapt": "public images only",
+    "trajectories": "public images only",
+    "index": "public images only",
+    "prior": "private: one noised histogram, charged",
+    "votes": "private: one noised histogram, charged",
+    "train": "private: DP-SGD, every step charged",
+    "generate": "no data: post-processing, free",
+    "evaluate": "private: internal figures, not released",
+    "register": "no data",
+    "report": "no data",
+}
+
+
+def samples_section(
+    class_names: Sequence[str], samples: ImageSet, controls: Mapping[str, ImageSet]
+) -> Section:
+    """Returns samples by class with the controls beside them."""
+    sets = {GENERATOR: samples, **controls}
+    names = class_names[:MOST_CLASSES] or ("all",)
+    count = min(max(TILES_A_ROW // len(sets), 3), 10)
+    rows: list[list[Cell]] = [
+        [name, *(_cell(kind, s.first(label, count), name) for kind, s in sets.items())]
+        for label, name in enumerate(names)
+    ]
+    more = len(class_names) - MOST_CLASSES
+    caption = "The first images of each class, in order of their ids; none was selected." + (
+        f" {more} further classes are not shown." if more > 0 else ""
+    )
+    body = table(caption, ["class", *sets], rows, numbers_from=len(sets) + 1, kind="grid-table")
+    if controls:
+        body += paragraph(
+            "Controls show what comes without, or with less, private training. A generator that "
+            "is not better than they are has learned nothing worth its budget.",
+            "note",
+        )
+    return Section(key="samples", title="Samples and controls", body=body)
+
+
+def strips_section(
+    class_names: Sequence[str],
+    queries: UInt8Array,
+    surrogates: UInt8Array,
+    samples: UInt8Array,
+    labels: Int64Array,
+) -> Section:
+    """Returns some ways from a public query over the retrieved surrogate to the sample."""
+    items = []
+    for query, surrogate, sample, label in zip(queries, surrogates, samples, labels, strict=True):
+        name = f"class {class_names[label]}" if class_names else "without class"
+        steps = '<span aria-hidden="true">&rarr;</span>'.join(
+            _picture(shown[None], f"{what}, {name}")
+            for what, shown in (
+                ("Public query", query),
+                ("Retrieved surrogate", surrogate),
+                ("Sample", sample),
+            )
+        )
+        items.append(
+            f'<li><figure><div class="steps">{steps}</div>'
+            f"<figcaption>{escape(name)}</figcaption></figure></li>"
+        )
+    body = (
+        paragraph(
+            "Each strip is a public query, the public image that was retrieved for it, and what "
+            "the private network made of that image's noised state. No private record is shown "
+            "here or was used as a query."
+        )
+        + f'<ul class="strips">{"".join(items)}</ul>'
+    )
+    return Section(key="strips", title="From query to sample", body=body)
+
+
+def quality_section(quality: Mapping[str, Any]) -> Section:
+    """Returns quality against held-out private records; internal."""
+    sets = {GENERATOR: quality["samples"], **quality["controls"]}
+    styles = ["own", *[""] * len(quality["controls"])]
+    body = paragraph(str(quality["notice"]), "note") + _lead(quality)
+    if quality["samples"]["classifiers"] is not None:
+        names = ("logistic", "mlp", "cnn", "mean")
+        body += "<h3>Usefulness</h3>" + table(
+            "Accuracy on held-out real images of classifiers trained on synthetic ones alone",
+            ["trained on", "images", "logistic regression", "MLP", "CNN", "mean"],
+            [
+                [name, f"{s['num_images']:,}", *(f"{s['classifiers'][n]:.1%}" for n in names)]
+                for name, s in sets.items()
+            ],
+            styles=styles,
+        )
+    names = ("precision", "recall", "density", "coverage")
+    body += "<h3>Fidelity and diversity</h3>" + table(
+        f"Features: {quality['extractor']}; {quality['fidelity_images']:,} images of each set. The "
+        "distance is FID-like, not FID: it compares the rows of this table and nothing else.",
+        ["set", "FID-like distance", *names],
+        [
+            [
+                name,
+                f"{s['fidelity']['frechet_distance']:.2f}",
+                *(f"{s['fidelity'][n]:.2f}" for n in names),
+            ]
+            for name, s in sets.items()
+        ],
+        styles=styles,
+    )
+    body += "<h3>Nearness to training records</h3>" + _nearness(quality["samples"]["memorisation"])
+    body += table(
+        "Distance in pixels to the nearest training record, against that of held-out records",
+        ["set", "ratio of medians", "closer than 99% of held-out", "chance to be closer", "copies"],
+        [
+            [
+                name,
+                f"{s['memorisation']['median_ratio']:.2f}",
+                f"{s['memorisation']['close_share']:.1%}",
+                f"{s['memorisation']['closer_chance']:.2f}",
+                str(s["memorisation"]["exact_copies"]),
+            ]
+            for name, s in sets.items()
+        ],
+        styles=styles,
+    )
+    return Section(key="quality", title="Quality (internal)", body=body)
+
+
+def stages_section(summary: Mapping[str, Any], price_per_hour: float | None) -> Section:
+    """Returns time per stage, its share, what it touched and, with a price, its cost."""
+    seconds = {name: float(value) for name, value in summary["seconds"].items() if name != "total"}
+    longest, total = max(seconds.values(), default=0.0) or 1.0, sum(seconds.values())
+
+    def row(name: str, took: float) -> list[Cell]:
+        width = f"width:{100 * took / longest:.1f}%"
+        bar = Raw(markup=f'<span style="{width}"></span>', style="bar") if name else ""
+        cells: list[Cell] = [name or "total", STAGES.get(name, ""), bar, duration(took)]
+        if price_per_hour is not None:
+            cells.append(f"{took / 3600 * price_per_hour:.2f}")
+        return cells
+
+    header = ["stage", "what it touches", "", "time"]
+    if price_per_hour is not None:
+        header.append("cost")
+    rows = [row(name, took) for name, took in seconds.items()]
+    body = table("Time per stage", header, [*rows, row("", total)], numbers_from=3)
+    sampling = summary.get("sampling") or {}
+    if "nfe" in sampling:
+        said = f"One sample takes {sampling['nfe']:g} evaluations of the network"
+        if "images_per_second" in sampling:
+            said += f"; {sampling['images_per_second']:,.3g} images a second were drawn here"
+        body += paragraph(f"{said}.", "note")
+    return Section(key="stages", title="Time and cost", body=body)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as a reader would say it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _lead(quality: Mapping[str, Any]) -> str:
+    lead = quality["lead_over_best_control"]
+    if lead is None:
+        return ""
+    best = max(quality["controls"], key=lambda n: quality["controls"][n]["classifiers"]["mean"])
+    if lead > 0:
+        return paragraph(
+            f"The generator beats every control in mean accuracy, the best of them ({best}) by "
+            f"{100 * lead:.1f} points.",
+            "verdict",
+        )
+    return paragraph(
+        f"The generator does not beat its controls: {best} has a mean accuracy that is "
+        f"{-100 * lead:.1f} points higher, and spends no more.",
+        "verdict bad",
+    )
+
+
+def _nearness(figures: Mapping[str, Any]) -> str:
+    found = f"(p = {figures['closer_p_value']:.2g}, {figures['exact_copies']} copies)"
+    if figures["exact_copies"] or figures["closer_p_value"] < SUSPICIOUS:
+        return paragraph(
+            f"Samples lie closer to training records than held-out records do {found}. Smooth "
+            "samples do so honestly, copies do not: find out which these are before any release.",
+            "verdict bad",
+        )
+    return paragraph(
+        f"There is no sign that samples lie closer to training records than held-out records do "
+        f"{found}.",
+        "verdict",
+    )
+
+
+def _cell(kind: str, shown: UInt8Array, name: str) -> Cell:
+    if len(shown) == 0:
+        return "none"
+    return Raw(markup=_picture(shown, f"{len(shown)} images of class {name}, {kind}"))
+
+
+def _picture(images: UInt8Array, alt: str) -> str:
+    picture = strip(images)
+    return image(picture.address, alt, picture.width, picture.height)
