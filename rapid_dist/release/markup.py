@@ -41,7 +41,7 @@ def paragraph(text: str, style: str = "") -> str:
 
 def table(
     caption: str,
-    header: Sequence[str],
+    header: Sequence[Cell],
     rows: Sequence[Sequence[Cell]],
     *,
     numbers_from: int = 1,
@@ -55,22 +55,24 @@ def table(
       styles: a class for each row, or nothing.
     """
 
-    def number(column: int) -> str:
+    def style(cell: Cell, column: int) -> str:
+        if isinstance(cell, Raw):
+            return _class(cell.style)
         return ' class="num"' if column >= numbers_from else ""
 
     head = "".join(
-        f'<th scope="col"{number(column)}>{escape(name)}</th>' for column, name in enumerate(header)
+        f'<th scope="col"{style(cell, column)}>{_cell(cell)}</th>'
+        for column, cell in enumerate(header)
     )
     lines = []
     for index, row in enumerate(rows):
         cells = "".join(
-            f"<td{_class(cell.style) if isinstance(cell, Raw) else number(column)}>"
-            f"{_cell(cell)}</td>"
+            f"<td{style(cell, column)}>{_cell(cell)}</td>"
             for column, cell in enumerate(row)
             if column
         )
-        style = _class(styles[index] if styles else "")
-        lines.append(f'<tr{style}><th scope="row">{_cell(row[0])}</th>{cells}</tr>')
+        kind_of_row = _class(styles[index] if styles else "")
+        lines.append(f'<tr{kind_of_row}><th scope="row">{_cell(row[0])}</th>{cells}</tr>')
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption or "Table")}">'

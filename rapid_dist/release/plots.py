@@ -98,7 +98,7 @@ def samples_png(samples: ImageSet, class_names: Sequence[str], per_class: int = 
 def epsilon_svg(curve: EpsilonCurve) -> str:
     """Returns the curve as inline SVG: one line an accountant, and the budget as a dashed one."""
     width, height = 720, 320
-    left, right, top, bottom = 56, 16, 16, 44
+    left, right, top, bottom = 56, 24, 16, 44
     most = max(curve.budget, *(max(values) for values in curve.epsilons.values()))
     y_ticks = _ticks(most * 1.08)
     x_ticks = _ticks(max(curve.steps[-1], 1))

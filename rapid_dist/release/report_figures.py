@@ -40,11 +40,12 @@ def samples_section(
         [name, *(_cell(kind, s.first(label, count), name) for kind, s in sets.items())]
         for label, name in enumerate(names)
     ]
-    more = len(class_names) - MOST_CLASSES
-    caption = "The first images of each class, in order of their ids; none was selected." + (
-        f" {more} further classes are not shown." if more > 0 else ""
+    said = "The first images of each class, in order of their ids; none was selected."
+    if len(class_names) > MOST_CLASSES:
+        said += f" {len(class_names) - MOST_CLASSES} further classes are not shown."
+    body = paragraph(said, "note") + table(
+        "", ["class", *sets], rows, numbers_from=len(sets) + 1, kind="grid-table"
     )
-    body = table(caption, ["class", *sets], rows, numbers_from=len(sets) + 1, kind="grid-table")
     if controls:
         body += paragraph(
             "Controls show what comes without, or with less, private training. A generator that "
@@ -145,13 +146,13 @@ def stages_section(summary: Mapping[str, Any], price_per_hour: float | None) -> 
 
     def row(name: str, took: float) -> list[Cell]:
         width = f"width:{100 * took / longest:.1f}%"
-        bar = Raw(markup=f'<span style="{width}"></span>', style="bar") if name else ""
+        bar = Raw(markup=f'<span style="{width}"></span>' if name else "", style="bar")
         cells: list[Cell] = [name or "total", STAGES.get(name, ""), bar, duration(took)]
         if price_per_hour is not None:
             cells.append(f"{took / 3600 * price_per_hour:.2f}")
         return cells
 
-    header = ["stage", "what it touches", "", "time"]
+    header: list[Cell] = ["stage", "what it touches", Raw(markup="", style="bar"), "time"]
     if price_per_hour is not None:
         header.append("cost")
     rows = [row(name, took) for name, took in seconds.items()]
@@ -187,7 +188,7 @@ def _lead(quality: Mapping[str, Any]) -> str:
         )
     return paragraph(
         f"The generator does not beat its controls: {best} has a mean accuracy that is "
-        f"{-100 * lead:.1f} points higher, and spends no more.",
+        f"{100 * abs(lead):.1f} points higher, and it spends no more.",
         "verdict bad",
     )
 

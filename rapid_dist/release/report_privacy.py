@@ -146,13 +146,17 @@ def up(epsilon: float, digits: int = 2) -> str:
 
 
 def _strength(epsilon: float) -> str:
+    """Returns where epsilon stands among the tiers of Ponomareva et al. (2023), section 5.2."""
     if epsilon <= 1:
-        return "An epsilon of 1 or less is commonly called strong."
-    if epsilon <= 4:
-        return "An epsilon between 1 and 4 is commonly called reasonable."
+        return "Practice calls an epsilon of 1 or less a strong guarantee."
+    if epsilon <= 10:
+        return (
+            "Practice calls an epsilon between 1 and 10 reasonable for models like this one, "
+            "though the worst-case bound above grows weak towards 10."
+        )
     return (
-        f"At an epsilon of {up(epsilon)} this worst-case bound is weak. It still excludes "
-        "certainty and it still composes, but a smaller budget says more."
+        "Practice calls an epsilon above 10 weak. It still excludes certainty and it still "
+        "composes, but do not rest a release on it alone."
     )
 
 

@@ -45,9 +45,9 @@ section, .banner { background: var(--card); border: 1px solid var(--rule); borde
 .claim .whole { white-space: nowrap; }
 section > :last-child { margin-bottom: 0; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr));
-  gap: 1px; background: var(--rule); border: 1px solid var(--rule); border-radius: 8px;
-  overflow: hidden; margin: 1.25rem 0; }
-.facts div { background: var(--card); padding: .7rem .9rem; display: flex;
+  gap: 1px; border: 1px solid var(--rule); border-radius: 8px; overflow: hidden;
+  margin: 1.25rem 0; }
+.facts div { outline: 1px solid var(--rule); padding: .7rem .9rem; display: flex;
   flex-direction: column; justify-content: space-between; }
 .facts dt { color: var(--soft); font-size: .82rem; }
 .facts dd { margin: .1rem 0 0; font-size: 1.25rem; font-weight: 600;
@@ -64,6 +64,7 @@ th, td { text-align: left; padding: .45rem .75rem .45rem 0; border-bottom: 1px s
   vertical-align: middle; }
 thead th { color: var(--soft); font-weight: 600; font-size: .82rem; vertical-align: bottom; }
 tbody th { font-weight: 600; white-space: nowrap; }
+td.num { white-space: nowrap; }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; padding-left: .75rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 tr.own > * { background: var(--accent-soft); }
@@ -101,6 +102,7 @@ pre { background: var(--page); border: 1px solid var(--rule); border-radius: 6px
   gap: 0 2.5rem; }
 footer { color: var(--soft); font-size: .88rem; padding-bottom: 3rem; }
 @media (max-width: 40rem) { section { padding: 1.1rem; }
+  td.bar, th.bar { display: none; }
   .claim .sentence { font-size: 1.12rem; } }
 @media print { body { background: #fff; } nav { display: none; }
   section, .banner { break-inside: avoid; } }
