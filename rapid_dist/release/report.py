@@ -14,7 +14,7 @@ from typing import Any
 
 from rapid_dist.data.images import Int64Array, UInt8Array
 from rapid_dist.release import report_figures, report_privacy
-from rapid_dist.release.markup import Section, escape, page
+from rapid_dist.release.markup import escape, page
 from rapid_dist.release.plots import EpsilonCurve, ImageSet
 from rapid_dist.release.report_style import STYLE
 
@@ -73,7 +73,7 @@ def render_report(inputs: ReportInputs) -> str:
         title=f"Privacy report: {summary['dataset']}",
         lead=f"Method {summary['method']}, recipe {summary['recipe']}, {inputs.created}",
         banner=_banner(inputs.quality is not None),
-        sections=[section for section in sections if section is not None],
+        sections=sections,
         style=STYLE,
     )
 
@@ -90,6 +90,3 @@ def _banner(internal: bool) -> str:
         '<aside class="banner" aria-label="Confidentiality"><p><strong>Internal document.</strong> '
         f"{escape(said)}</p></aside>"
     )
-
-
-__all__ = ["EpsilonCurve", "ImageSet", "ReportInputs", "Section", "Strips", "render_report"]
