@@ -57,7 +57,7 @@ class RuntimeConfig(_Node):
     trajectory_actors: int = Field(default=2, ge=1)
     search_actors: int = Field(default=2, ge=1)
     threads_per_worker: int = Field(default=1, ge=1)
-    memory_gb: float = Field(default=2.0, gt=0)  # One worker's or actor's, for the check up front.
+    memory_gb: float = Field(default=1.0, gt=0)  # One worker's or actor's, for the check up front.
     max_failures: int = Field(default=2, ge=0)  # Restarts of a stage's workers before it fails.
     public_dir: str | None = None  # Shared store of public stages; None = beside the run.
     ledger_dir: str | None = None  # Ledgers of all private data sets; None = beside the run.
@@ -199,6 +199,14 @@ def _parse_yaml(text: str, where: str) -> Any:
         loader.dispose()
 
 
+def parse_tree(text: str, where: str = "The recipe") -> dict[str, Any]:
+    """Returns the plain tree of a recipe's YAML, its settings unchecked."""
+    tree = _parse_yaml(text, where)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} must be a mapping of settings, got {_shown(tree)}.")
+    return tree
+
+
 def _read(path: Path) -> dict[str, Any]:
     packaged = resources.files("rapid_dist").joinpath("recipes", f"{path}.yaml")
     if path.suffix in {".yaml", ".yml"} or path.is_file():
@@ -209,10 +217,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = packaged.read_text(encoding="utf-8")
     else:
         raise ConfigError(f"There is no recipe {str(path)!r}. Give a file or one of: {_known()}.")
-    tree = _parse_yaml(text, f"Recipe {path}")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"Recipe {path} must be a mapping of settings, got {_shown(tree)}.")
-    return tree
+    return parse_tree(text, f"Recipe {path}")
 
 
 def _known() -> str:

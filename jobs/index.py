@@ -1,0 +1,9 @@
+"""Builds the knowledge base of a recipe.
+
+ray job submit --working-dir . -- python jobs/index.py --recipe mnist --out s3://bucket/runs/mnist
+"""
+
+from rapid_dist.cli import run_command
+
+if __name__ == "__main__":
+    run_command("index")

@@ -1,0 +1,241 @@
+"""`rapid-dist ...`: reads the command line, calls one function, prints what it returned.
+
+Exit codes: 0 done, 2 wrong configuration (nothing started), 3 budget refused, 4 release refused,
+1 anything else. An error is one line on stderr. ``--debug`` adds the traceback, which may quote
+private values and therefore does not come by itself (P9).
+
+Imports are inside the commands, so that ``--help`` and a typing error answer at once.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from rapid_dist.errors import RapidError
+
+if TYPE_CHECKING:
+    from rapid_dist.config import Recipe
+    from rapid_dist.privacy.ledger import Ledger
+    from rapid_dist.runtime.pipeline import Prepared
+
+INTERRUPTED = 130  # What typer makes of Ctrl-C.
+STAGES = {
+    "run": "All stages, in order, skipping what is already done.",
+    "pretrain": "Train the public denoiser and the feature extractor.",
+    "index": "Build the knowledge base of public trajectories.",
+    "train": "Take the private prior, adapt to it, and train by DP-SGD.",
+    "generate": "Write the bundle and draw samples from it.",
+    "evaluate": "Measure samples and controls against private records (internal).",
+}
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help="A recipe's name, or a file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="A.B=C", help="Change one setting; repeatable."),
+]
+OutOption = Annotated[
+    str, typer.Option("--out", "-o", help="Run directory or s3://...; default runs/<recipe>.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print configuration, privacy plan, resources, and stop.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+HeadOption = Annotated[
+    str, typer.Option("--head", help="A ledger head written down earlier; it must still be there.")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        code = build_app()(arguments, prog_name="rapid-dist", standalone_mode=False) or 0
+    except RapidError as error:
+        return _refused(str(error), error.exit_code, debug)
+    except typer.TyperException as error:  # A command line that cannot be read.
+        return _refused(error.format_message(), error.exit_code, debug)
+    except Exception as error:
+        # Not its message: an unforeseen error of a private stage may quote what it worked on.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return _refused(
+            f"{type(error).__name__} in {place.name} ({place.filename}:{place.lineno}). Run the "
+            "same command again to go on, or with --debug for the traceback.",
+            1,
+            debug,
+        )
+    if code == INTERRUPTED:
+        return _refused("Stopped. Run the same command again to go on.", 1, debug)
+    return int(code)
+
+
+def run_command(name: str) -> NoReturn:
+    """Runs one command with this process's arguments; what a script in jobs/ does."""
+    sys.exit(main([name, *sys.argv[1:]]))
+
+
+def build_app() -> typer.Typer:
+    """Returns the command line."""
+    app = typer.Typer(
+        name="rapid-dist",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Image generators with a differential-privacy guarantee. To resume, run again.",
+    )
+    for name, text in STAGES.items():
+        app.command(name, help=text)(_stage_command(name))
+    app.command("plan", help="Solve the privacy plan and print epsilon by every accountant.")(plan)
+    ledger = typer.Typer(no_args_is_help=True, help="The ledger of the recipe's private data set.")
+    ledger.command("show", help="Print totals: of the data set and of each run.")(ledger_show)
+    ledger.command("verify", help="Read every entry again and check the chain.")(ledger_verify)
+    app.add_typer(ledger, name="ledger")
+    return app
+
+
+def _stage_command(name: str) -> Any:
+    def command(
+        recipe: RecipeOption,
+        overrides: SetOption = None,
+        out: OutOption = "",
+        dry_run: DryRunOption = False,
+        as_json: JsonOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        from rapid_dist.runtime import pipeline
+        from rapid_dist.runtime.run_directory import places
+
+        loaded = _load(recipe, overrides)
+        out = out or f"runs/{loaded.name}"
+        if dry_run:
+            _print_prepared(pipeline.prepare(loaded, out), as_json)
+            return
+        summary = pipeline.run(loaded, out, command=None if name == "run" else name)
+        if summary:
+            _print_summary(summary, places(loaded, out).out)
+        if as_json:
+            print(json.dumps(summary))
+
+    return command
+
+
+def plan(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    from rapid_dist.privacy import accounting
+
+    loaded = _load(recipe, overrides)
+    solved = accounting.plan(loaded.privacy, loaded.num_units)
+    _print_plan(asdict(solved), loaded.privacy.unknown)
+    if as_json:
+        print(json.dumps(asdict(solved)))
+
+
+def ledger_show(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = "",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    from rapid_dist.privacy.keeper import totals
+
+    loaded = _load(recipe, overrides)
+    opened = _open_ledger(loaded, out)
+    delta = loaded.privacy.delta
+    spent = totals(opened, delta)
+    print(f"data set {opened.dataset}: {len(opened.entries())} entries, head {opened.head}")
+    print(f"epsilon of all runs together at delta {delta:g}: {spent.dataset.reported:.4f}")
+    for name, epsilons in spent.runs.items():
+        print(f"  {name}: {epsilons.reported:.4f}")
+    if as_json:
+        facts = {"dataset": opened.dataset, "entries": len(opened.entries()), "head": opened.head}
+        print(json.dumps({**facts, **asdict(spent)}))
+
+
+def ledger_verify(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = "",
+    head: HeadOption = "",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    opened = _open_ledger(_load(recipe, overrides), out)
+    opened.verify(head or None)
+    print(f"data set {opened.dataset}: {len(opened.entries())} entries, every one in its place")
+    if as_json:
+        print(json.dumps({"dataset": opened.dataset, "head": opened.head, "verified": True}))
+
+
+def _load(recipe: str, overrides: list[str] | None) -> "Recipe":
+    from rapid_dist.config import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+def _open_ledger(recipe: "Recipe", out: str) -> "Ledger":
+    from rapid_dist.runtime.run_directory import open_ledger
+
+    return open_ledger(recipe, out or f"runs/{recipe.name}")
+
+
+def _print_prepared(prepared: "Prepared", as_json: bool) -> None:
+    from rapid_dist.config import to_yaml
+
+    described = prepared.described()
+    print(to_yaml(prepared.recipe))
+    _print_plan(described["plan"], prepared.recipe.privacy.unknown)
+    print(f"stages     {', '.join(described['stages'])}")
+    for name, value in {**described["resources"], **described["places"]}.items():
+        print(f"{name:<10} {value}")
+    if as_json:
+        print(json.dumps(described))
+
+
+def _print_plan(solved: dict[str, Any], unknown: str) -> None:
+    budget, epsilons = solved["budget"], solved["epsilons"]
+    print(f"budget     epsilon {budget['epsilon']:g} at delta {budget['delta']:g}")
+    for name in ("prior", "dp_sgd"):
+        event = solved[name] or {"none": ""}
+        facts = ", ".join(f"{key} {value:g}" if value else key for key, value in event.items())
+        print(f"{name:<10} {facts}")
+    print(f"solved     {unknown}")
+    for name in ("pld", "prv", "rdp"):
+        print(f"{name:<10} epsilon {epsilons[name]:.4f}")
+
+
+def _print_summary(summary: dict[str, Any], out: str) -> None:
+    privacy, registry = summary["privacy"], summary["registry"]
+    model = (
+        f"models:/{registry['name']}@{registry['aliases'][0]} (version {registry['version']}) in "
+        f"{registry['tracking_uri']}"
+        if registry
+        else "not registered"
+    )
+    print(
+        f"epsilon    {privacy['epsilon']:.4f} at delta {privacy['delta']:g}, relation "
+        f"{privacy['relation']}, unit {privacy['unit']}; all runs on {summary['dataset']} together "
+        f"{privacy['dataset_epsilon']:.4f}"
+    )
+    print(f"report     {out}/report.html")
+    print(f"internal   {out}/internal/report.html")
+    print(f"samples    {out}/samples.png")
+    print(f"model      {model}")
+    print(f"seconds    {summary['seconds']['total']:.0f}")
+
+
+def _refused(line: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"rapid-dist: {line}", file=sys.stderr)
+    return code

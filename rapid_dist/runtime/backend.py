@@ -1,0 +1,127 @@
+"""Where the stages of a method run: on a Ray cluster, or in this process.
+
+Both give the same result. Neither holds anything of a run but the actors it has started.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rapid_dist.config import RuntimeConfig
+from rapid_dist.methods.context import Keeper, Searcher, Workers
+from rapid_dist.privacy.accounting import PrivacyPlan
+from rapid_dist.privacy.keeper import LedgerKeeper
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdEvent
+from rapid_dist.public.build import ShardPlan, ShardTask
+from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.manifest import ShardRecord
+from rapid_dist.runtime.cluster import Needs
+from rapid_dist.runtime.keeper_client import keep_beside_driver
+from rapid_dist.runtime.search_pool import SearchPool
+from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers
+from rapid_dist.runtime.trajectory_pool import build_shards_on_ray
+from rapid_dist.storage import Storage
+
+OnReport = Callable[[str, dict[str, float]], None]  # (stage, its figures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeeperMaker:
+    """Opens the keeper of one run's ledger where it is called; may be sent to an actor."""
+
+    ledger_uri: str
+    dataset: str
+    run: str
+    plan: PrivacyPlan
+
+    def __call__(self) -> LedgerKeeper:
+        plan = self.plan
+        if plan.dp_sgd is not None:
+            event, steps = plan.dp_sgd.event(1), plan.dp_sgd.steps
+        else:  # A run of the prior alone: no step is planned, so none can be charged.
+            event, steps = DpSgdEvent(sample_rate=1.0, noise_multiplier=1.0, steps=1), 0
+        return LedgerKeeper(
+            Ledger.open(self.ledger_uri, self.dataset),
+            self.run,
+            plan.budget,
+            event,
+            planned_steps=steps,
+            reserve_steps=plan.reserve_steps,
+        )
+
+
+def needs(runtime: RuntimeConfig) -> Needs:
+    """Returns what the busiest stage asks of a cluster; stages follow one another."""
+    training = runtime.workers * runtime.threads_per_worker
+    busiest = max(training, runtime.trajectory_actors, runtime.search_actors)
+    processes = max(runtime.workers, runtime.trajectory_actors, runtime.search_actors)
+    return Needs(cpus=busiest, memory_gb=processes * runtime.memory_gb)
+
+
+class ProcessBackend:
+    """Everything in this process, one after the other."""
+
+    def __init__(
+        self, runtime: RuntimeConfig, make_keeper: KeeperMaker, on_report: OnReport
+    ) -> None:
+        self.workers: Workers = ProcessWorkers(
+            threads=runtime.threads_per_worker, on_report=on_report
+        )
+        self.num_workers = 1
+        self._make_keeper = make_keeper
+        self._on_report = on_report
+
+    def keeper(self) -> Keeper:
+        return self._make_keeper()
+
+    def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]:
+        records = []
+        for plan in plans:
+            records.append(task.build(plan))
+            self._on_report("index", {"step": len(records), "steps": len(plans)})
+        return records
+
+    def searcher(self, storage: Storage) -> Searcher:
+        return KnowledgeBase.open(storage)
+
+    def close(self) -> None:
+        pass
+
+
+class RayBackend:
+    """Train workers, shard builders and searchers on the cluster that is connected."""
+
+    def __init__(
+        self, runtime: RuntimeConfig, make_keeper: KeeperMaker, on_report: OnReport
+    ) -> None:
+        self.workers: Workers = RayWorkers(
+            threads=runtime.threads_per_worker,
+            max_failures=runtime.max_failures,
+            on_report=on_report,
+        )
+        self.num_workers = runtime.workers
+        self._runtime = runtime
+        self._make_keeper = make_keeper
+        self._on_report = on_report
+        self._pools: list[SearchPool] = []
+
+    def keeper(self) -> Keeper:
+        return keep_beside_driver(self._make_keeper)
+
+    def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]:
+        return build_shards_on_ray(
+            plans,
+            task,
+            num_actors=self._runtime.trajectory_actors,
+            progress=lambda done, total: self._on_report("index", {"step": done, "steps": total}),
+        )
+
+    def searcher(self, storage: Storage) -> Searcher:
+        pool = SearchPool(storage.uri, num_actors=self._runtime.search_actors)
+        self._pools.append(pool)
+        return pool
+
+    def close(self) -> None:
+        """Ends the searchers; everything else ends by itself."""
+        while self._pools:
+            self._pools.pop().close()

@@ -1,0 +1,278 @@
+"""Runs the stages of a method in order, each once, and says at the end what came of it.
+
+The same command, given again, goes on where the last one stopped. Everything that can be wrong
+with a recipe, the data and the cluster is looked for before the first stage.
+"""
+
+import json
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rapid_dist.config import Recipe, method_settings, to_tree
+from rapid_dist.data.sources import check_disjoint, load_private
+from rapid_dist.errors import RapidError
+from rapid_dist.methods import artifacts, dpdm, rapid, sampling_stages
+from rapid_dist.methods.context import RunContext, Stage
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.accounting import PrivacyPlan, plan
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.statement import Claim, claim
+from rapid_dist.release.plots import EpsilonCurve
+from rapid_dist.runtime import results
+from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
+from rapid_dist.runtime.cluster import session
+from rapid_dist.runtime.figures import METRICS, Figures
+from rapid_dist.runtime.progress import Progress, clock_time
+from rapid_dist.runtime.run_directory import Places, RunDirectory, places
+from rapid_dist.runtime.tracking import TrackedRun, Tracker, tracking_place
+from rapid_dist.storage import StorageMissing, open_storage
+
+# What a command does. A stage that the method lacks is left out.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "pretrain": ("pretrain", "contrast"),
+    "index": ("index",),
+    "train": ("initial", "prior", "adapt", "train"),
+    "generate": ("generate",),
+    "evaluate": ("evaluate",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that has been checked as far as it can be without starting anything."""
+
+    recipe: Recipe
+    settings: MethodSettings
+    plan: PrivacyPlan
+    places: Places
+    stages: tuple[Stage, ...]  # All of the method's.
+
+    def described(self) -> dict[str, Any]:
+        """Returns the whole configuration, the privacy plan and the resources."""
+        asked = needs(self.recipe.runtime)
+        return {
+            "recipe": to_tree(self.recipe),
+            "plan": asdict(self.plan),
+            "places": asdict(self.places),
+            "stages": [stage.name for stage in self.stages],
+            "resources": {"backend": self.recipe.runtime.backend, **asdict(asked)},
+        }
+
+
+def prepare(recipe: Recipe, out: str) -> Prepared:
+    """Checks the recipe against the method and solves the privacy plan."""
+    settings = method_settings(recipe)
+    check_disjoint(settings.private, settings.public, settings.data_root)
+    if recipe.method == "dpdm":
+        dpdm.check(settings)
+    return Prepared(
+        recipe=recipe,
+        settings=settings,
+        plan=plan(recipe.privacy, recipe.num_units),
+        places=places(recipe, out),
+        stages=dpdm.STAGES if recipe.method == "dpdm" else rapid.STAGES,
+    )
+
+
+def run(
+    recipe: Recipe, out: str, *, command: str | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs all stages, or those of one command, and returns summary.json as far as there is one.
+
+    The summary, the reports and the registered model are made once the last stage is done.
+    """
+    prepared = prepare(recipe, out)
+    directory = RunDirectory(recipe, prepared.places.out)
+    if directory.is_complete():
+        return directory.read_json("summary.json")
+    chosen = [
+        stage for stage in prepared.stages if command is None or stage.name in COMMANDS[command]
+    ]
+    waiting = [stage for stage in chosen if not directory.is_done(stage.name)]
+    if any(stage.name == "train" for stage in waiting):
+        load_private(prepared.settings.private, prepared.settings.data_root)  # Or refuse it now.
+    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    place = tracking_place(uri, prepared.places.out)
+    with ExitStack() as open_things:
+        if recipe.runtime.backend == "ray":
+            open_things.enter_context(session(needs(recipe.runtime), debug=recipe.runtime.debug))
+        progress = open_things.enter_context(progress or Progress())
+        tracker = Tracker(place, recipe.tracking.experiment)
+        tracked = open_things.enter_context(
+            tracker.run(recipe.name, out=prepared.places.out, tags=_tags(prepared))
+        )
+        tracked.log_params({**to_tree(recipe), "plan": asdict(prepared.plan)})
+        figures = Figures(directory.storage, progress, debug=recipe.runtime.debug)
+        context = _context(prepared, directory, figures, open_things)
+        for stage in chosen:
+            if stage not in waiting:
+                progress.note(f"{stage.name:<14} done before")
+                continue
+            with tracked.child(stage.name) as child, figures.of(child):
+                _run_stage(stage, context, directory)
+                took = directory.seconds([stage.name])[stage.name]
+                child.log_metrics({"seconds": took})
+            progress.note(f"{stage.name:<14} done in {clock_time(took)}")
+        if not all(directory.is_done(stage.name) for stage in prepared.stages):
+            return {}
+        summary = _finish(prepared, directory, context, tracked, place.uri)
+        _track_internal(
+            prepared, directory, Tracker(place, f"{recipe.tracking.experiment}-internal")
+        )
+        return summary
+
+
+def _run_stage(stage: Stage, context: RunContext, directory: RunDirectory) -> None:
+    with directory.stage(stage.name):
+        try:
+            stage.run(context)
+        except StorageMissing as error:
+            raise RapidError(
+                f"Stage {stage.name} lacks what an earlier stage makes: {error} Run `rapid-dist "
+                "run`, or the earlier command, first."
+            ) from error
+
+
+def _context(
+    prepared: Prepared, directory: RunDirectory, figures: Figures, open_things: ExitStack
+) -> RunContext:
+    recipe, where = prepared.recipe, prepared.places
+    maker = KeeperMaker(
+        ledger_uri=where.ledger,
+        dataset=recipe.data.private.name,
+        run=directory.run,
+        plan=prepared.plan,
+    )
+    kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
+    backend = kind(recipe.runtime, maker, figures.on_report)
+    open_things.callback(backend.close)
+    return RunContext(
+        settings=prepared.settings,
+        plan=prepared.plan,
+        out=directory.storage,
+        internal=directory.internal,
+        public=open_storage(where.public),
+        backend=backend,
+        privacy=lambda: results.privacy_figures(recipe, prepared.plan, _claim(prepared, directory)),
+        versions=results.versions(),
+    )
+
+
+def _claim(prepared: Prepared, directory: RunDirectory) -> Claim:
+    recipe = prepared.recipe
+    ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
+    return claim(recipe.privacy, recipe.num_units, ledger, directory.run)
+
+
+def _finish(
+    prepared: Prepared,
+    directory: RunDirectory,
+    context: RunContext,
+    tracked: TrackedRun,
+    tracking_uri: str,
+) -> dict[str, Any]:
+    """Registers the model, writes the pages and, last of all, the summary."""
+    recipe = prepared.recipe
+    ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
+    claimed = claim(recipe.privacy, recipe.num_units, ledger, directory.run)
+    privacy = results.privacy_figures(recipe, prepared.plan, claimed)
+    quality = json.loads(directory.internal.read("quality.json"))
+    registry = directory.read_json("registry.json")
+    has_bundle = artifacts.is_done(context.out.child(sampling_stages.BUNDLE))
+    # A debug run may have logged private values (P9), and sampling by query has no bundle.
+    if not registry and has_bundle and not recipe.runtime.debug:
+        registry = results.register(
+            context,
+            privacy,
+            name=recipe.tracking.model_name or f"rapid-dist-{recipe.name}",
+            run_id=tracked.run_id,
+            tracking_uri=tracking_uri,
+        )
+        directory.write_json("registry.json", registry)  # A second run registers no second model.
+    summary = results.summarise(
+        recipe,
+        seconds=directory.seconds([stage.name for stage in prepared.stages]),
+        privacy=privacy,
+        nfe=artifacts.read_done(context.out.child(sampling_stages.SAMPLES))["nfe"],
+        quality=quality,
+        registry=registry,
+    )
+    curve = results.epsilon_curve(
+        ledger, directory.run, claimed.budget.delta, claimed.budget.epsilon
+    )
+    results.write_pages(context, summary, claimed, curve, quality)
+    _track_results(directory, tracked, summary, curve, results.ledger_of(ledger, directory.run))
+    directory.write_json("summary.json", summary)
+    return summary
+
+
+def _track_results(
+    directory: RunDirectory,
+    tracked: TrackedRun,
+    summary: dict[str, Any],
+    curve: EpsilonCurve,
+    entries: list[dict[str, Any]],
+) -> None:
+    """Sends to MLflow what may leave; figures against private records stay behind."""
+    for name, values in curve.epsilons.items():
+        points = list(zip(curve.steps, values, strict=True))
+        tracked.log_series({f"privacy.epsilon.{name}": points})
+    privacy = summary["privacy"]
+    tracked.log_metrics(
+        {
+            "privacy.epsilon": privacy["epsilon"],
+            "privacy.dataset_epsilon": privacy["dataset_epsilon"],
+            "sampling.nfe": summary["sampling"]["nfe"],
+            **{f"seconds.{name}": value for name, value in summary["seconds"].items()},
+        }
+    )
+    public = {key: value for key, value in summary.items() if key not in ("quality", "controls")}
+    files: dict[str, bytes] = {
+        name: directory.storage.read(name)
+        for name in ("config.yaml", METRICS, "samples.png", "report.html")
+        if directory.storage.exists(name)
+    }
+    files["summary.json"] = json.dumps(public, indent=2).encode()
+    files["ledger.json"] = json.dumps(entries, indent=1).encode()
+    _log_files(tracked, files)
+
+
+def _track_internal(prepared: Prepared, directory: RunDirectory, tracker: Tracker) -> None:
+    """Records figures against private records in an experiment of their own (P13)."""
+    names = ("quality.json", "report.html")
+    files = {name: directory.internal.read(name) for name in names}
+    tags = {"internal": json.loads(files["quality.json"])["notice"]}
+    with tracker.run(prepared.recipe.name, out=prepared.places.out, tags=tags) as run:
+        run.log_metrics(_numbers(json.loads(files["quality.json"])))
+        _log_files(run, files)
+
+
+def _log_files(run: TrackedRun, files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
+        for name, data in files.items():
+            path = Path(folder, name)
+            path.write_bytes(data)
+            run.log_artifact(path)
+
+
+def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}".replace(",", "")  # MLflow allows no comma in a metric's name.
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = float(value)
+    return found
+
+
+def _tags(prepared: Prepared) -> dict[str, str]:
+    return {
+        "method": prepared.recipe.method,
+        "recipe": prepared.recipe.name,
+        "dataset": prepared.recipe.data.private.name,
+    }

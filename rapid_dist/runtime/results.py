@@ -1,0 +1,200 @@
+"""What a finished run says of itself: summary.json, two reports, a registered model.
+
+``report.html`` holds nothing that was measured against private records and may be shown with the
+model; ``internal/report.html`` is the same page with those figures, and says so (P13).
+"""
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from rapid_dist.config import Recipe
+from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.methods.context import RunContext
+from rapid_dist.privacy.accounting import PrivacyPlan, epsilons
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.statement import Claim
+from rapid_dist.release.plots import EpsilonCurve, ImageSet, samples_png
+from rapid_dist.release.registry import register_model
+from rapid_dist.release.report import ReportInputs, Strips, render_report
+
+VENDORS = (
+    "torch", "diffusers", "opacus", "dp-accounting", "faiss-cpu", "ray", "mlflow", "numpy"
+)  # fmt: skip
+CURVE_POINTS = 12  # Accounting for one point takes half a second.
+STRIPS = 10
+ALIAS = "candidate"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that shaped the run."""
+    found = {"python": platform.python_version()}
+    for name in ("rapid-dist", *VENDORS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # faiss-gpu stands in for faiss-cpu, a checkout for the package.
+    return found
+
+
+def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str, Any]:
+    """Returns the summary's ``privacy``: epsilon from the ledger, constants from the plan."""
+    mechanism = plan.dp_sgd
+    return {
+        "epsilon": claim.spent.reported,
+        "delta": claim.budget.delta,
+        "budget": claim.budget.epsilon,
+        "relation": claim.relation,
+        "unit": claim.unit,
+        "accountants": {
+            "pld": claim.spent.pld,
+            "prv": claim.spent.prv,
+            "rdp": claim.spent.rdp,
+        },
+        "num_records": claim.num_records,
+        "steps": claim.num_steps,
+        "queries": claim.num_queries,
+        "sample_rate": mechanism.sample_rate if mechanism else None,
+        "expected_batch": mechanism.expected_batch if mechanism else None,
+        "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
+        "prior_noise_multiplier": plan.prior.noise_multiplier if plan.prior else None,
+        "max_grad_norm": recipe.privacy.max_grad_norm,
+        "run": claim.run,
+        "ledger_head": claim.ledger_head,
+        "dataset_epsilon": claim.dataset_spent.reported,
+    }
+
+
+def epsilon_curve(ledger: Ledger, run: str, delta: float, budget: float) -> EpsilonCurve:
+    """Returns epsilon after some of the run's releases, the first and the last among them."""
+    events = ledger.events(run)
+    counts = np.unique(np.linspace(1, len(events), CURVE_POINTS).round().astype(int)).tolist()
+    spent = [epsilons(events[:count], delta) for count in counts]
+    return EpsilonCurve(
+        steps=counts,
+        epsilons={
+            "pld": [point.pld for point in spent],
+            "prv": [point.prv for point in spent],
+            "rdp": [point.rdp for point in spent],
+        },
+        budget=budget,
+    )
+
+
+def ledger_of(ledger: Ledger, run: str) -> list[dict[str, Any]]:
+    """Returns the run's entries as plain values."""
+    return [asdict(entry) for entry in ledger.entries() if entry.run == run]
+
+
+def summarise(
+    recipe: Recipe,
+    *,
+    seconds: Mapping[str, float],
+    privacy: Mapping[str, Any],
+    nfe: float,
+    quality: Mapping[str, Any],
+    registry: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns summary.json. ``quality`` and ``controls`` in it are internal (P13)."""
+    drawing = seconds.get("generate", 0.0)
+    return {
+        "method": recipe.method,
+        "recipe": recipe.name,
+        "dataset": recipe.data.private.name,
+        "debug": recipe.runtime.debug,
+        "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
+        "privacy": dict(privacy),
+        "sampling": {
+            "nfe": nfe,
+            "images": recipe.sampling.count,
+            "images_per_second": round(recipe.sampling.count / drawing, 2) if drawing else None,
+        },
+        "quality": quality.get("samples", {}),
+        "controls": quality.get("controls", {}),
+        "registry": dict(registry),
+        "versions": versions(),
+    }
+
+
+def register(
+    context: RunContext, privacy: Mapping[str, Any], *, name: str, run_id: str, tracking_uri: str
+) -> dict[str, Any]:
+    """Registers the run's bundle and returns the summary's ``registry``."""
+    tags = {
+        f"dp.{key}": str(privacy[key])
+        for key in ("epsilon", "delta", "relation", "unit", "ledger_head", "dataset_epsilon")
+    }
+    model, version = artifacts.with_folder(
+        context.out.child(sampling_stages.BUNDLE),
+        lambda folder: register_model(
+            folder,
+            run_id,
+            name,
+            {**tags, "method": context.settings.method},
+            tracking_uri=tracking_uri,
+            alias=ALIAS,
+            description=f"{context.settings.method} generator of {context.settings.private.name}",
+        ),
+    )
+    return {"name": model, "version": version, "aliases": [ALIAS], "tracking_uri": tracking_uri}
+
+
+def write_pages(
+    context: RunContext,
+    summary: Mapping[str, Any],
+    claim: Claim,
+    curve: EpsilonCurve,
+    quality: Mapping[str, Any],
+) -> None:
+    """Writes samples.png, report.html and internal/report.html."""
+    settings = context.settings
+    names = sampling_stages.class_names(settings)
+    samples = _image_set(context, f"{sampling_stages.SAMPLES}/samples.npz")
+    context.out.write("samples.png", samples_png(samples, names))
+    inputs: dict[str, Any] = {
+        "summary": summary,
+        "claim": claim.sentences,
+        "created": date.today().isoformat(),
+        "class_names": names,
+        "samples": samples,
+        "controls": {
+            name: _image_set(context, f"{sampling_stages.CONTROLS}/{_file_name(name)}")
+            for name in quality.get("controls", {})
+        },
+        "strips": _strips(context) if settings.method == "rapid" else None,
+        "curve": curve,
+    }
+    context.out.write("report.html", render_report(ReportInputs(**inputs)).encode())
+    if quality:
+        page = render_report(ReportInputs(**inputs, quality=quality))
+        context.internal.write("report.html", page.encode())
+
+
+def _strips(context: RunContext) -> Strips:
+    """Draws a few samples the paper's way, from the public model's queries, to be looked at."""
+    settings = context.settings
+    labels = np.arange(min(STRIPS, private_stages.num_classes(settings)))
+    base = context.public.child(artifacts.knowledge_base_name(settings))
+    path = sampling_stages.sample_by_query(
+        settings,
+        context.public.uri,
+        context.backend.searcher(base),
+        artifacts.get_denoiser(context.out.child(private_stages.PRIVATE).uri),
+        labels,
+        seed=settings.sampling.seed,
+    )
+    return Strips(queries=path.query, surrogates=path.reference, samples=path.sample, labels=labels)
+
+
+def _image_set(context: RunContext, name: str) -> ImageSet:
+    images, labels = artifacts.get_images(context.out, name)
+    return ImageSet(images=images, labels=labels)
+
+
+def _file_name(control: str) -> str:
+    return f"{control.replace(' ', '-').replace(',', '')}.npz"

@@ -1,0 +1,154 @@
+"""The run directory: what one run has done so far, on a disk or in a bucket.
+
+    config.yaml     the whole resolved recipe
+    run.json        the run's name in the ledger, drawn once
+    stages/         one marker a finished stage: its seconds
+    metrics.jsonl   public figures, a line each
+    summary.json    written last; a run that has one is complete
+
+A directory belongs to one recipe. What has cost privacy is never made again because a setting
+has changed: such a run is refused and told to go elsewhere. Samples and figures cost nothing, so
+they are dropped and made again.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rapid_dist.config import Recipe, parse_tree, to_tree, to_yaml
+from rapid_dist.errors import ConfigError
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
+
+FREE = ("runtime", "tracking", "data.root")  # What changes no result.
+# Sections that shape only what can be made again for nothing, and what then has to go.
+REMADE = {
+    "sampling": ("samples/", "bundle/", "internal/", "stages/generate", "stages/evaluate"),
+    "evaluation": ("internal/", "stages/evaluate"),
+}
+FINAL = ("summary.json", "registry.json", "report.html", "samples.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The three stores of a run, as addresses that mean the same on every node."""
+
+    out: str
+    public: str
+    ledger: str
+
+
+def places(recipe: Recipe, out: str) -> Places:
+    """Returns where a run writes; public stages and ledgers are shared with the runs beside it."""
+    out = _absolute(out)
+    parent = out.rpartition("/")[0] if "://" in out else str(Path(out).parent)
+    runtime = recipe.runtime
+    return Places(
+        out=out,
+        public=_absolute(runtime.public_dir) if runtime.public_dir else f"{parent}/public",
+        ledger=_absolute(runtime.ledger_dir) if runtime.ledger_dir else f"{parent}/ledger",
+    )
+
+
+def open_ledger(recipe: Recipe, out: str) -> Ledger:
+    """Returns the ledger of the recipe's private data set."""
+    return Ledger.open(places(recipe, out).ledger, recipe.data.private.name)
+
+
+def _absolute(address: str) -> str:
+    if "://" in address:
+        return address.rstrip("/")
+    return str(Path(address).expanduser().resolve())
+
+
+class RunDirectory:
+    """One run's directory, opened for one recipe."""
+
+    def __init__(self, recipe: Recipe, out: str) -> None:
+        """Begins or goes on with a run; refuses a directory that another recipe has begun."""
+        self.storage: Storage = open_storage(out)
+        # Not for everybody on this machine: internal results may not leave (P13).
+        self.internal: Storage = open_storage(out, private=True).child("internal")
+        self._admit(recipe)
+        self.run = self._run_name(recipe.name)
+
+    def is_complete(self) -> bool:
+        return self.storage.exists("summary.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Returns a JSON file of the run, empty if there is none yet."""
+        try:
+            content: dict[str, Any] = json.loads(self.storage.read(name))
+        except StorageMissing:
+            return {}
+        return content
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, indent=2, allow_nan=False)
+        self.storage.write(name, text.encode() + b"\n")
+
+    def is_done(self, stage: str) -> bool:
+        return bool(self.read_json(f"stages/{stage}.json").get("done"))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage, over all its attempts, and marks it as done if it ends well."""
+        marker = f"stages/{name}.json"
+        before = float(self.read_json(marker).get("seconds", 0.0))
+        start, done = monotonic(), False
+        try:
+            yield
+            done = True
+        finally:
+            seconds = round(before + monotonic() - start, 3)
+            self.write_json(marker, {"done": done, "seconds": seconds})
+
+    def seconds(self, stages: list[str]) -> dict[str, float]:
+        """Returns the time that each of these stages took, as far as it is known."""
+        markers = {name: self.read_json(f"stages/{name}.json") for name in stages}
+        return {name: marker["seconds"] for name, marker in markers.items() if marker}
+
+    def _admit(self, recipe: Recipe) -> None:
+        text = to_yaml(recipe).encode()
+        try:
+            self.storage.create("config.yaml", text)
+            return
+        except AlreadyExists:
+            before = _flat(parse_tree(self.storage.read("config.yaml").decode()))
+        now = _flat(to_tree(recipe))
+        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+        stale: set[str] = set()
+        for key in changed:
+            section = key.partition(".")[0]
+            if section not in REMADE and not {section, key} & set(FREE):
+                raise ConfigError(
+                    f"{self.storage.uri} was begun with {key}={before.get(key)!r}, now it is "
+                    f"{now.get(key)!r}. Use another --out, or the setting it was begun with."
+                )
+            stale.update(REMADE.get(section, ()))
+        if stale:
+            for prefix in sorted(stale | set(FINAL)):
+                for name in self.storage.list(prefix):
+                    self.storage.delete(name)
+        self.storage.write("config.yaml", text)
+
+    def _run_name(self, recipe: str) -> str:
+        """Returns the run's name in the ledger: the same whenever the run goes on."""
+        fresh = {"run": f"{recipe}-{secrets.token_hex(4)}"}
+        try:
+            self.storage.create("run.json", json.dumps(fresh).encode())
+        except AlreadyExists:
+            return str(self.read_json("run.json")["run"])
+        return fresh["run"]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping) and tree:
+        parts = [_flat(value, f"{prefix}.{name}".lstrip(".")) for name, value in tree.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {prefix: tree}
