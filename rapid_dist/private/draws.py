@@ -66,7 +66,7 @@ class DrawMaker:
         path = torch.from_numpy(noise).flatten(0, 1)
         if self.config.mode == "surrogate":
             assert self.find_references is not None
-            first_draws = target.unflatten(0, (len(records), draws))[:, 0]
+            first_draws = target[::draws]
             references = self.find_references(records, first_draws, streams)
             references = references.repeat_interleave(draws, dim=0)
             split_level = self.schedule.level(self.split_step)

@@ -17,6 +17,7 @@ from rapid_dist.errors import BudgetError
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.private.coupling import check_rows_apart
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.per_example import check_layers, trainable
 from rapid_dist.private.step import PrivateStep
@@ -62,6 +63,7 @@ def train_private(
     """
     restrict_trainable(denoiser, draws.config.trainable)
     check_layers(denoiser)
+    check_rows_apart(denoiser)
     parameters = trainable(denoiser)
     optimizer = torch.optim.Adam(parameters, lr=draws.config.learning_rate, foreach=False)
     ema = Ema(parameters, draws.config.ema_decay)
@@ -91,7 +93,7 @@ def train_private(
         for group in optimizer.param_groups:
             group["lr"] = draws.config.learning_rate * rate
         sizes = [parameter.numel() for parameter in parameters]
-        for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
             parameter.grad = part.view_as(parameter)
         optimizer.step()
         ema.update()

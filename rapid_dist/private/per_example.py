@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import torch
 from opacus.grad_sample import GradSampleModule
+from opacus.validators import ModuleValidator
 from torch import nn
 
 from rapid_dist.diffusion.denoiser import Denoiser
@@ -41,7 +42,7 @@ def _conv(
         return {"weight": found["weight"][..., None, None], "bias": found["bias"]}
 
     def group(rows: torch.Tensor) -> torch.Tensor:  # [B * K, c, H, W] -> [K, B * c, H, W]
-        by_draw = rows.unflatten(0, (records, draws)).transpose(0, 1)
+        by_draw = rows.reshape(records, draws, *rows.shape[1:]).transpose(0, 1)
         return by_draw.reshape(draws, -1, *rows.shape[2:])
 
     shape = (records * layer.out_channels, *layer.weight.shape[1:])
@@ -101,8 +102,8 @@ def check_layers(network: nn.Module) -> None:
     """Refuses every layer whose per-example gradient is not known to be right (P11).
 
     Raises:
-      ConfigError: a trainable module is not on the allow-list, couples examples, pads otherwise
-        than with zeros, has grouped channels or shares a parameter.
+      ConfigError: a module couples examples, trained or not; or a trainable one is not on the
+        allow-list, pads otherwise than with zeros, has grouped channels or shares a parameter.
     """
     seen: dict[int, str] = {}
     for path, module in network.named_modules():
@@ -111,6 +112,13 @@ def check_layers(network: nn.Module) -> None:
             raise ConfigError(
                 f"Layer {path} ({type(module).__name__}) keeps buffers, which may carry one "
                 "example into another's gradient. Use GroupNorm in place of BatchNorm."
+            )
+        # Opacus would look at trainable modules only; a frozen BatchNorm couples examples as well.
+        refusal = ModuleValidator.VALIDATORS.get(type(module))
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or (refusal and refusal(module)):
+            raise ConfigError(
+                f"Layer {path} ({type(module).__name__}) makes an example's gradient depend on the "
+                "others of its batch, or has none of its own. Use GroupNorm in place of BatchNorm."
             )
         if own and type(module) not in _SAMPLERS:
             raise ConfigError(
@@ -181,7 +189,7 @@ def _captured(
                 # A layer called twice in one pass has two contributions.
                 gradients[key] = gradients[key] + found[name] if key in gradients else found[name]
 
-        output.register_hook(collect)
+        output.register_hook(collect)  # type: ignore[no-untyped-call]
         return output
 
     handles = [module.register_forward_hook(watch) for module, names in watched.items() if names]

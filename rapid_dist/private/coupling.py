@@ -1,0 +1,32 @@
+"""Whether a network keeps the rows of a batch apart, asked of the network itself (P11).
+
+``check_layers`` knows layers by their types. What a module does between its layers it cannot see:
+a mean over the batch has no parameter. So the network is also tried, before anything private is
+read.
+"""
+
+import torch
+
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.errors import ConfigError
+
+
+def check_rows_apart(denoiser: Denoiser) -> None:
+    """Refuses a network in which the estimate of one row depends on another row.
+
+    Without a path from one row to the other the derivative is exactly zero, so there is no
+    tolerance to choose.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, denoiser.channels, denoiser.size, denoiser.size)
+    noised = torch.randn(shape, generator=generator).requires_grad_()
+    evaluations = denoiser.evaluations
+    with torch.enable_grad():
+        estimate = denoiser(noised, torch.full((3,), 0.5), torch.full((3,), denoiser.no_label))
+        (found,) = torch.autograd.grad(estimate[1].square().sum(), noised)
+    denoiser.evaluations = evaluations
+    if bool(found[[0, 2]].any()):
+        raise ConfigError(
+            "The network's estimate of one row depends on other rows of its batch, so no clip can "
+            "bound what one record contributes. Take out what looks across the batch."
+        )
