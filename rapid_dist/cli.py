@@ -59,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = build_app()(arguments, prog_name="rapid-dist", standalone_mode=False) or 0
     except RapidError as error:
         return _refused(str(error), error.exit_code, debug)
-    except typer.TyperException as error:  # A command line that cannot be read.
-        return _refused(error.format_message(), error.exit_code, debug)
+    except typer.TyperException as error:  # A command line that cannot be read, or none at all.
+        line = error.format_message()
+        return _refused(line, error.exit_code, debug) if line else error.exit_code
     except Exception as error:
         # Not its message: an unforeseen error of a private stage may quote what it worked on.
         place = traceback.extract_tb(error.__traceback__)[-1]

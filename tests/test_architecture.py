@@ -23,7 +23,8 @@ LAYER = {
     "methods": 5,
     "config": 6,
     "runtime": 7,
-    **dict.fromkeys(["cli", "jobs"], 8),
+    "cli": 8,
+    "jobs": 9,
 }
 
 # A vendor's name and the places (a room's folder or one file) that may import it.
@@ -52,6 +53,7 @@ NAMING_CALLS = {
     "NewType",
     "ParamSpec",
     "Path",
+    "Stage",
     "TypeVar",
     "frozenset",
     "logging.getLogger",

@@ -6,6 +6,7 @@ the current directory, and on a cluster neither is where one thinks it is.
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Tracker:
         """Opens or makes the experiment; a server that does not answer is a ``RapidError``."""
         for name in ("mlflow", "alembic"):  # They tell of every table of a new database.
             logging.getLogger(name).setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self.uri = place.uri
         if place.uri.startswith("sqlite:///"):
             Path(place.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
