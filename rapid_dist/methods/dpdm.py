@@ -49,9 +49,11 @@ def run_initial(context: RunContext) -> None:
     artifacts.put_denoiser(storage, denoiser)
 
 
-STAGES = (
-    Stage(name="initial", run=run_initial),
-    Stage(name="train", run=private_stages.run_train),
-    Stage(name="generate", run=sampling_stages.run_generate),
-    Stage(name="evaluate", run=sampling_stages.run_evaluate),
-)
+def stages() -> tuple[Stage, ...]:
+    """Returns the stages in order."""
+    return (
+        Stage(name="initial", run=run_initial),
+        Stage(name="train", run=private_stages.run_train),
+        Stage(name="generate", run=sampling_stages.run_generate),
+        Stage(name="evaluate", run=sampling_stages.run_evaluate),
+    )

@@ -16,13 +16,16 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
 from rapid_dist.methods import private_stages, public_stages, sampling_stages
 from rapid_dist.methods.context import Stage
 
-STAGES = (
-    Stage(name="pretrain", run=public_stages.run_pretrain),
-    Stage(name="contrast", run=public_stages.run_contrast),
-    Stage(name="index", run=public_stages.run_index),
-    Stage(name="prior", run=private_stages.run_prior),
-    Stage(name="adapt", run=private_stages.run_adapt),
-    Stage(name="train", run=private_stages.run_train),
-    Stage(name="generate", run=sampling_stages.run_generate),
-    Stage(name="evaluate", run=sampling_stages.run_evaluate),
-)
+
+def stages() -> tuple[Stage, ...]:
+    """Returns the stages in order."""
+    return (
+        Stage(name="pretrain", run=public_stages.run_pretrain),
+        Stage(name="contrast", run=public_stages.run_contrast),
+        Stage(name="index", run=public_stages.run_index),
+        Stage(name="prior", run=private_stages.run_prior),
+        Stage(name="adapt", run=private_stages.run_adapt),
+        Stage(name="train", run=private_stages.run_train),
+        Stage(name="generate", run=sampling_stages.run_generate),
+        Stage(name="evaluate", run=sampling_stages.run_evaluate),
+    )

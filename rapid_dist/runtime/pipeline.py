@@ -74,7 +74,7 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
         settings=settings,
         plan=plan(recipe.privacy, recipe.num_units),
         places=places(recipe, out),
-        stages=dpdm.STAGES if recipe.method == "dpdm" else rapid.STAGES,
+        stages=dpdm.stages() if recipe.method == "dpdm" else rapid.stages(),
     )
 
 
