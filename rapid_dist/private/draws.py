@@ -4,11 +4,15 @@ Every record of a step has a random stream of its own, keyed by (attempt, step, 
 run's secret. So a record's rows depend neither on the other records of the batch, nor on how it is
 cut into micro-batches, nor on the number of workers.
 
+A record is the privacy unit. Where the source names groups it is a group (a patient), which takes
+part in a step by one of its images, drawn anew every time: one unit, one clipped vector.
+
 Letters: B records, K draws, k query step, v split step, s_t the noise level of step t.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.private.settings import TrainConfig
 
-# (records int64 [B], clean float32 [B, C, H, W], one generator a record) -> surrogate references
+# (images int64 [B], clean float32 [B, C, H, W], one generator a record) -> surrogate references
 # float32 [B, C, H, W]. Per record: row i may depend on record i alone (P14).
 FindReferences = Callable[[np.ndarray, torch.Tensor, list[np.random.Generator]], torch.Tensor]
 
@@ -55,29 +59,43 @@ class DrawMaker:
         noise = np.empty((len(records), draws, *shape), np.float32)
         clean = np.empty((len(records), draws, *shape), np.uint8)
         dropped = np.empty((len(records), draws), bool)
+        chosen = np.empty(len(records), np.int64)
         for row, (record, stream) in enumerate(zip(records.tolist(), streams, strict=True)):
+            chosen[row] = self._image_of(record, stream)
             steps[row] = stream.integers(1, top + 1, draws)
             noise[row] = stream.standard_normal((draws, *shape), dtype=np.float32)
             dropped[row] = stream.random(draws) < self.label_drop
             for draw in range(draws):
-                clean[row, draw] = self._augment(self.images.images[record], stream)
+                clean[row, draw] = self._augment(self.images.images[chosen[row]], stream)
         level = torch.from_numpy(self.schedule.levels()[steps.ravel()]).float()
         target = to_unit(clean.reshape(-1, *shape))
         path = torch.from_numpy(noise).flatten(0, 1)
         if self.config.mode == "surrogate":
             assert self.find_references is not None
             first_draws = target[::draws]
-            references = self.find_references(records, first_draws, streams)
+            references = self.find_references(chosen, first_draws, streams)
             references = references.repeat_interleave(draws, dim=0)
             split_level = self.schedule.level(self.split_step)
             path = (references + split_level * path - target) / split_level  # n*
-        labels = np.where(dropped, self.no_label, self.images.labels[records][:, None])
+        labels = np.where(dropped, self.no_label, self.images.labels[chosen][:, None])
         return Rows(
             noised=target + level.view(-1, 1, 1, 1) * path,
             noise_level=level,
             labels=torch.from_numpy(labels.ravel()),
             clean=target,
         )
+
+    @cached_property
+    def _images_of_group(self) -> list[np.ndarray]:
+        groups = self.images.groups
+        assert groups is not None
+        ends = np.cumsum(np.bincount(groups, minlength=self.images.spec.num_units))
+        return np.split(np.argsort(groups, kind="stable"), ends[:-1])
+
+    def _image_of(self, record: int, stream: np.random.Generator) -> int:
+        if self.images.groups is None:
+            return record
+        return int(stream.choice(self._images_of_group[record]))
 
     def _augment(self, image: np.ndarray, stream: np.random.Generator) -> np.ndarray:
         if self.config.shift:

@@ -13,7 +13,7 @@ from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.ema import Ema
-from rapid_dist.errors import BudgetError
+from rapid_dist.errors import BudgetError, DataError
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler
@@ -60,7 +60,14 @@ def train_private(
     Raises:
       BudgetError: the budget does not pay for the steps that are left.
       ConfigError: the network has a layer that is not known to be safe.
+      DataError: the mechanism was planned for another number of records (or groups).
     """
+    spec = draws.images.spec
+    if spec.num_units != mechanism.num_records:
+        raise DataError(
+            f"The plan is for {mechanism.num_records} privacy units, {spec.name} declares "
+            f"{spec.num_units}. Plan again with that number."
+        )
     restrict_trainable(denoiser, draws.config.trainable)
     check_layers(denoiser)
     check_rows_apart(denoiser)

@@ -1,7 +1,9 @@
 """The private prior's one query: each record votes for its cluster, in its class.
 
-Zeroing out one record changes one cell of the histogram by one, so the L2 sensitivity is 1. The
-histogram leaves this room once, with Gaussian noise; the counts themselves never do.
+Zeroing out one record changes one cell of the histogram by one, so the L2 sensitivity is 1. Where
+the unit is a group, its images share its vote: it changes cells by amounts that add up to one, and
+the L2 norm of those is at most 1. The histogram leaves this room once, with Gaussian noise; the
+counts themselves never do.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,14 @@ def noised_histogram(
       noise_multiplier: stddev of the noise; the sensitivity is 1.
     """
     cells = images.labels * num_clusters + clusters
-    counts = np.bincount(cells, minlength=num_classes * num_clusters)
+    votes = np.ones(len(cells)) if images.groups is None else _shares(images.groups)
+    counts = np.bincount(cells, votes, minlength=num_classes * num_clusters)
     flat = torch.from_numpy(counts.astype(np.float32))  # Exact below 2^24 records a cell.
     add_noise_(flat, noise_multiplier, key, step=0, attempt=attempt, purpose="prior")
     return flat.double().numpy().reshape(num_classes, num_clusters)
+
+
+def _shares(groups: np.ndarray) -> np.ndarray:
+    """int64 [N] group ids -> float64 [N], one over the size of each image's group."""
+    shares: np.ndarray = 1.0 / np.bincount(groups)[groups]
+    return shares
