@@ -4,7 +4,8 @@ What leaves it: noised updates, their EMA, the step count. Losses, norms, batch 
 not (P9). The number of steps is fixed before the first, by the plan and the ledger alone.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.ema import Ema
-from rapid_dist.errors import BudgetError, DataError
+from rapid_dist.errors import BudgetError, CheckpointError, DataError
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler
@@ -59,6 +60,7 @@ def train_private(
 
     Raises:
       BudgetError: the budget does not pay for the steps that are left.
+      CheckpointError: the workers do not all start from the same state.
       ConfigError: the network has a layer that is not known to be safe.
       DataError: the mechanism was planned for another number of records (or groups).
     """
@@ -79,7 +81,8 @@ def train_private(
     if found is not None:
         restore_training_state(found.tensors, parameters, ema.average, optimizer)
         ema.updates = first = found.step
-    attempt, affordable, key = _open_attempt(collective, keeper)
+    start = {**denoiser.state_dict(), **training_state(parameters, ema.average, optimizer)}
+    attempt, affordable, key = _open_attempt(collective, keeper, first, _digest(first, start))
     if affordable < mechanism.steps - first:
         raise BudgetError(
             f"The budget pays for {affordable} more steps, the run has "
@@ -116,16 +119,35 @@ def train_private(
     ema.copy_to(parameters)
 
 
-def _open_attempt(collective: Collective, keeper: Keeper) -> tuple[int, int, SecretKey]:
-    """Rank 0 opens the attempt and draws the key; every rank gets both over the collective."""
-    payload = bytes(16 + KEY_BYTES)
+def _open_attempt(
+    collective: Collective, keeper: Keeper, first: int, digest: bytes
+) -> tuple[int, int, SecretKey]:
+    """Rank 0 opens the attempt and draws the key; every rank gets both over the collective.
+
+    A rank that starts elsewhere would draw its slice of another step's batch: one record could be
+    in both, and add two clipped vectors to one sum. So the start travels with the key.
+    """
+    payload = bytes(16 + len(digest) + KEY_BYTES)
     if collective.rank == 0:
         attempt = keeper.begin_attempt()
         payload = (
             attempt.number.to_bytes(8, "big")
             + attempt.affordable_steps.to_bytes(8, "big")
+            + digest
             + SecretKey.generate().reveal()
         )
     payload = collective.broadcast_bytes(payload)
     number, affordable = (int.from_bytes(payload[at : at + 8], "big") for at in (0, 8))
-    return number, affordable, SecretKey.from_bytes(payload[16:])
+    if payload[16:-KEY_BYTES] != digest:
+        raise CheckpointError(
+            f"Rank {collective.rank} would start at step {first} from other weights or another "
+            "step than rank 0. Keep the checkpoints where every worker reads the same files."
+        )
+    return number, affordable, SecretKey.from_bytes(payload[-KEY_BYTES:])
+
+
+def _digest(first: int, tensors: Mapping[str, torch.Tensor]) -> bytes:
+    digest = hashlib.sha256(first.to_bytes(8, "big"))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
