@@ -51,12 +51,12 @@ HeadOption = Annotated[
 ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+def main(arguments: Sequence[str] | None = None, *, app: typer.Typer | None = None) -> int:
+    """Runs the command line, ours unless another is given, and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        code = build_app()(arguments, prog_name="rapid-dist", standalone_mode=False) or 0
+        code = (app or build_app())(arguments, prog_name="rapid-dist", standalone_mode=False) or 0
     except RapidError as error:
         return _refused(str(error), error.exit_code, debug)
     except typer.TyperException as error:  # A command line that cannot be read, or none at all.

@@ -53,7 +53,6 @@ NAMING_CALLS = {
     "NewType",
     "ParamSpec",
     "Path",
-    "Stage",
     "TypeVar",
     "frozenset",
     "logging.getLogger",

@@ -6,30 +6,28 @@ with a recipe, the data and the cluster is looked for before the first stage.
 
 import json
 import os
-import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
-from rapid_dist.errors import RapidError
+from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts, dpdm, rapid, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import Claim, claim
-from rapid_dist.release.plots import EpsilonCurve
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
 from rapid_dist.runtime.cluster import session
-from rapid_dist.runtime.figures import METRICS, Figures
+from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.progress import Progress, clock_time
+from rapid_dist.runtime.recording import record_internal, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places
 from rapid_dist.runtime.tracking import TrackedRun, Tracker, tracking_place
-from rapid_dist.storage import StorageMissing, open_storage
+from rapid_dist.storage import open_storage
 
 # What a command does. A stage that the method lacks is left out.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -86,15 +84,19 @@ def run(
     The summary, the reports and the registered model are made once the last stage is done.
     """
     prepared = prepare(recipe, out)
+    if not open_storage(prepared.places.out).exists("stages/train.json"):
+        # A wrong declaration is refused here, and leaves no directory that it has begun.
+        load_private(prepared.settings.private, prepared.settings.data_root)
     directory = RunDirectory(recipe, prepared.places.out)
     if directory.is_complete():
         return directory.read_json("summary.json")
     chosen = [
         stage for stage in prepared.stages if command is None or stage.name in COMMANDS[command]
     ]
+    if not chosen:
+        raise ConfigError(f"Method {recipe.method} has nothing to {command}. Run `rapid-dist run`.")
+    _refuse_gaps(prepared, chosen, directory)
     waiting = [stage for stage in chosen if not directory.is_done(stage.name)]
-    if any(stage.name == "train" for stage in waiting):
-        load_private(prepared.settings.private, prepared.settings.data_root)  # Or refuse it now.
     uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     place = tracking_place(uri, prepared.places.out)
     with ExitStack() as open_things:
@@ -113,28 +115,30 @@ def run(
                 progress.note(f"{stage.name:<14} done before")
                 continue
             with tracked.child(stage.name) as child, figures.of(child):
-                _run_stage(stage, context, directory)
+                with directory.stage(stage.name):
+                    stage.run(context)
                 took = directory.seconds([stage.name])[stage.name]
                 child.log_metrics({"seconds": took})
             progress.note(f"{stage.name:<14} done in {clock_time(took)}")
         if not all(directory.is_done(stage.name) for stage in prepared.stages):
             return {}
         summary = _finish(prepared, directory, context, tracked, place.uri)
-        _track_internal(
-            prepared, directory, Tracker(place, f"{recipe.tracking.experiment}-internal")
-        )
+        internal = Tracker(place, f"{recipe.tracking.experiment}-internal")
+        record_internal(directory, internal, recipe.name)
         return summary
 
 
-def _run_stage(stage: Stage, context: RunContext, directory: RunDirectory) -> None:
-    with directory.stage(stage.name):
-        try:
-            stage.run(context)
-        except StorageMissing as error:
-            raise RapidError(
-                f"Stage {stage.name} lacks what an earlier stage makes: {error} Run `rapid-dist "
-                "run`, or the earlier command, first."
-            ) from error
+def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirectory) -> None:
+    """Every stage needs all that come before it in its method."""
+    names = [stage.name for stage in prepared.stages]
+    done = {name for name in names if directory.is_done(name)}
+    before = names[: names.index(chosen[-1].name)]
+    missing = [name for name in before if name not in done | {stage.name for stage in chosen}]
+    if missing:
+        raise ConfigError(
+            f"Stage {chosen[-1].name} needs {', '.join(missing)}, not yet done in "
+            f"{prepared.places.out}. Run `rapid-dist run`, or those stages first."
+        )
 
 
 def _context(
@@ -205,69 +209,10 @@ def _finish(
         ledger, directory.run, claimed.budget.delta, claimed.budget.epsilon
     )
     results.write_pages(context, summary, claimed, curve, quality)
-    _track_results(directory, tracked, summary, curve, results.ledger_of(ledger, directory.run))
+    entries = results.ledger_of(ledger, directory.run)
+    record_results(directory, tracked, summary, curve, entries)
     directory.write_json("summary.json", summary)
     return summary
-
-
-def _track_results(
-    directory: RunDirectory,
-    tracked: TrackedRun,
-    summary: dict[str, Any],
-    curve: EpsilonCurve,
-    entries: list[dict[str, Any]],
-) -> None:
-    """Sends to MLflow what may leave; figures against private records stay behind."""
-    for name, values in curve.epsilons.items():
-        points = list(zip(curve.steps, values, strict=True))
-        tracked.log_series({f"privacy.epsilon.{name}": points})
-    privacy = summary["privacy"]
-    tracked.log_metrics(
-        {
-            "privacy.epsilon": privacy["epsilon"],
-            "privacy.dataset_epsilon": privacy["dataset_epsilon"],
-            "sampling.nfe": summary["sampling"]["nfe"],
-            **{f"seconds.{name}": value for name, value in summary["seconds"].items()},
-        }
-    )
-    public = {key: value for key, value in summary.items() if key not in ("quality", "controls")}
-    files: dict[str, bytes] = {
-        name: directory.storage.read(name)
-        for name in ("config.yaml", METRICS, "samples.png", "report.html")
-        if directory.storage.exists(name)
-    }
-    files["summary.json"] = json.dumps(public, indent=2).encode()
-    files["ledger.json"] = json.dumps(entries, indent=1).encode()
-    _log_files(tracked, files)
-
-
-def _track_internal(prepared: Prepared, directory: RunDirectory, tracker: Tracker) -> None:
-    """Records figures against private records in an experiment of their own (P13)."""
-    names = ("quality.json", "report.html")
-    files = {name: directory.internal.read(name) for name in names}
-    tags = {"internal": json.loads(files["quality.json"])["notice"]}
-    with tracker.run(prepared.recipe.name, out=prepared.places.out, tags=tags) as run:
-        run.log_metrics(_numbers(json.loads(files["quality.json"])))
-        _log_files(run, files)
-
-
-def _log_files(run: TrackedRun, files: dict[str, bytes]) -> None:
-    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
-        for name, data in files.items():
-            path = Path(folder, name)
-            path.write_bytes(data)
-            run.log_artifact(path)
-
-
-def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}".replace(",", "")  # MLflow allows no comma in a metric's name.
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = float(value)
-    return found
 
 
 def _tags(prepared: Prepared) -> dict[str, str]:

@@ -31,6 +31,7 @@ REMADE = {
     "sampling": ("samples/", "bundle/", "internal/", "stages/generate", "stages/evaluate"),
     "evaluation": ("internal/", "stages/evaluate"),
 }
+INTERNAL = "Measured against private records without a privacy mechanism. Not for release.\n"
 FINAL = ("summary.json", "registry.json", "report.html", "samples.png")
 
 
@@ -75,6 +76,7 @@ class RunDirectory:
         # Not for everybody on this machine: internal results may not leave (P13).
         self.internal: Storage = open_storage(out, private=True).child("internal")
         self._admit(recipe)
+        self.internal.write("README.txt", INTERNAL.encode())  # First, so that the folder is ours.
         self.run = self._run_name(recipe.name)
 
     def is_complete(self) -> bool:

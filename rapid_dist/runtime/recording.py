@@ -1,0 +1,71 @@
+"""Tells MLflow what came of a run: what may leave in one experiment, the rest in another (P13)."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rapid_dist.release.plots import EpsilonCurve
+from rapid_dist.runtime.figures import METRICS
+from rapid_dist.runtime.run_directory import RunDirectory
+from rapid_dist.runtime.tracking import TrackedRun, Tracker
+
+
+def record_results(
+    directory: RunDirectory,
+    tracked: TrackedRun,
+    summary: dict[str, Any],
+    curve: EpsilonCurve,
+    entries: list[dict[str, Any]],
+) -> None:
+    """Sends to MLflow what may leave; figures against private records stay behind."""
+    for name, values in curve.epsilons.items():
+        points = list(zip(curve.steps, values, strict=True))
+        tracked.log_series({f"privacy.epsilon.{name}": points})
+    privacy = summary["privacy"]
+    tracked.log_metrics(
+        {
+            "privacy.epsilon": privacy["epsilon"],
+            "privacy.dataset_epsilon": privacy["dataset_epsilon"],
+            "sampling.nfe": summary["sampling"]["nfe"],
+            **{f"seconds.{name}": value for name, value in summary["seconds"].items()},
+        }
+    )
+    public = {key: value for key, value in summary.items() if key not in ("quality", "controls")}
+    files: dict[str, bytes] = {
+        name: directory.storage.read(name)
+        for name in ("config.yaml", METRICS, "samples.png", "report.html")
+        if directory.storage.exists(name)
+    }
+    files["summary.json"] = json.dumps(public, indent=2).encode()
+    files["ledger.json"] = json.dumps(entries, indent=1).encode()
+    _log_files(tracked, files)
+
+
+def record_internal(directory: RunDirectory, tracker: Tracker, name: str) -> None:
+    """Records figures against private records in an experiment of their own (P13)."""
+    names = ("quality.json", "report.html")
+    files = {name: directory.internal.read(name) for name in names}
+    tags = {"internal": json.loads(files["quality.json"])["notice"]}
+    with tracker.run(name, out=directory.storage.uri, tags=tags) as run:
+        run.log_metrics(_numbers(json.loads(files["quality.json"])))
+        _log_files(run, files)
+
+
+def _log_files(run: TrackedRun, files: dict[str, bytes]) -> None:
+    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
+        for name, data in files.items():
+            path = Path(folder, name)
+            path.write_bytes(data)
+            run.log_artifact(path)
+
+
+def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}".replace(",", "")  # MLflow allows no comma in a metric's name.
+        if isinstance(value, dict):
+            found |= _numbers(value, f"{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = float(value)
+    return found

@@ -1,0 +1,142 @@
+"""The command line: exit codes, one-line errors, and JSON that a script can read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from rapid_dist.cli import STAGES, build_app, main
+from rapid_dist.errors import BudgetError, LedgerError, RapidError, ReleaseError
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import GaussianEvent
+
+Captured = pytest.CaptureFixture[str]
+
+
+def _last_json(captured: Captured) -> dict[str, object]:
+    found: dict[str, object] = json.loads(captured.readouterr().out.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "--recipe"),
+        (["rune", "-r", "digits"], "rune"),
+        (["run", "-r", "digitz"], "digits"),
+        (["plan", "-r", "digits", "--set", "privacy.epsilom=3"], "Did you mean privacy.epsilon?"),
+        (["plan", "-r", "digits", "--set", "privacy.delta=0.5"], "delta"),
+        (["run", "-r", "digits", "--dry-run", "-s", "method=dpdm"], "dpdm"),
+        (["run", "-r", "digits", "-s", "data.private.num_records=1431", "-o", "OUT"], "1431"),
+    ],
+)
+def test_a_wrong_configuration_is_exit_2_and_one_line(
+    arguments: list[str], said: str, capsys: Captured, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    code = main([out if argument == "OUT" else argument for argument in arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []  # Nothing has started.
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BudgetError("spent"), 3),
+        (ReleaseError("kept"), 4),
+        (LedgerError("torn"), 1),
+        (RapidError("other"), 1),
+    ],
+)
+def test_each_refusal_has_its_exit_code(error: RapidError, code: int, capsys: Captured) -> None:
+    assert main([], app=_broken(error)) == code
+    assert capsys.readouterr().err == f"rapid-dist: {error}\n"
+
+
+def _broken(error: BaseException) -> typer.Typer:
+    """Returns a command line whose one command fails."""
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def broken(debug: bool = False) -> None:
+        raise error
+
+    return app
+
+
+def test_an_unforeseen_error_does_not_quote_its_message(capsys: Captured) -> None:
+    """It may hold private values, such as the row that could not be converted (P9)."""
+    assert main([], app=_broken(ValueError("could not convert 'Jane Doe'"))) == 1
+    error = capsys.readouterr().err
+    assert "ValueError in broken" in error
+    assert "Jane Doe" not in error
+    assert "--debug" in error
+
+
+def test_debug_shows_the_traceback(capsys: Captured) -> None:
+    assert main(["--debug"], app=_broken(ValueError("could not convert 'Jane Doe'"))) == 1
+    assert "Jane Doe" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_exit_1_with_the_way_on(capsys: Captured) -> None:
+    assert main([], app=_broken(KeyboardInterrupt())) == 1
+    assert "Run the same command again" in capsys.readouterr().err
+
+
+def test_plan_prints_every_accountant_and_ends_in_json(capsys: Captured) -> None:
+    assert main(["plan", "-r", "digits", "--json"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in ("pld", "prv", "rdp") if f"\n{name} " not in text] == []
+    plan = json.loads(text.splitlines()[-1])
+    assert plan["epsilons"]["pld"] <= plan["budget"]["epsilon"]
+
+
+def test_a_dry_run_prints_everything_and_writes_nothing(capsys: Captured, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(["run", "-r", "digits", "-o", str(out), "--dry-run", "--json"]) == 0
+    described = _last_json(capsys)
+    assert described.keys() == {"recipe", "plan", "places", "stages", "resources"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ledger_is_shown_and_verified(capsys: Captured, tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger", "digits")
+    attempt = ledger.begin_attempt("a")
+    ledger.append("query", "a", attempt=attempt, event=GaussianEvent(noise_multiplier=3.0))
+    arguments = ["-r", "digits", "-o", str(tmp_path / "run"), "--json"]
+    assert main(["ledger", "show", *arguments]) == 0
+    shown = _last_json(capsys)
+    assert shown["head"] == ledger.head
+    assert shown["entries"] == 2
+    assert main(["ledger", "verify", *arguments, "--head", ledger.head]) == 0
+    assert _last_json(capsys)["verified"] is True
+
+
+def test_a_changed_ledger_does_not_verify(capsys: Captured, tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "ledger", "digits")
+    ledger.begin_attempt("a")
+    entry = next((tmp_path / "ledger" / "digits").iterdir())
+    entry.write_bytes(entry.read_bytes().replace(b'"a"', b'"b"'))
+    assert main(["ledger", "verify", "-r", "digits", "-o", str(tmp_path / "run")]) == 1
+    assert entry.name in capsys.readouterr().err
+
+
+def test_a_head_that_was_cut_off_does_not_verify(capsys: Captured, tmp_path: Path) -> None:
+    arguments = ["-r", "digits", "-o", str(tmp_path / "run"), "--head", "0" * 64]
+    assert main(["ledger", "verify", *arguments]) == 1
+    assert "head" in capsys.readouterr().err
+
+
+def test_every_job_is_a_command_and_short() -> None:
+    jobs = Path(__file__).resolve().parents[2] / "jobs"
+    names = {path.stem: path.read_text() for path in jobs.glob("*.py") if path.stem != "__init__"}
+    assert names.keys() == {"pipeline" if name == "run" else name for name in STAGES}
+    for name, text in names.items():
+        assert f'run_command("{"run" if name == "pipeline" else name}")' in text
+        assert text.count("\n") < 60
+    assert {command.name for command in build_app().registered_commands} >= set(STAGES)

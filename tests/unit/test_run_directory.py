@@ -1,0 +1,125 @@
+"""A run directory belongs to one recipe, and knows what has been done in it."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from rapid_dist.config import Recipe, parse_recipe
+from rapid_dist.errors import ConfigError
+from rapid_dist.runtime.run_directory import RunDirectory, places
+
+
+def _recipe(**changes: object) -> Recipe:
+    tree: dict[str, object] = {
+        "name": "small",
+        "data": {
+            "private": {
+                "source": "digits",
+                "name": "digits",
+                "num_records": 1432,
+                "num_classes": 10,
+                "size": 8,
+            },
+            "public": [{"source": "letters", "count": 100}],
+        },
+        "privacy": {"epsilon": 10, "delta": 1e-4},
+    }
+    return parse_recipe(tree | changes)
+
+
+def test_public_stages_and_ledgers_stand_beside_the_run(tmp_path: Path) -> None:
+    found = places(_recipe(), str(tmp_path / "runs" / "a"))
+    assert found.public == str(tmp_path / "runs" / "public")
+    assert found.ledger == str(tmp_path / "runs" / "ledger")
+    in_bucket = places(_recipe(), "s3://bucket/runs/a/")
+    assert (in_bucket.out, in_bucket.ledger) == ("s3://bucket/runs/a", "s3://bucket/runs/ledger")
+    named = places(_recipe(runtime={"ledger_dir": "s3://safe/ledger"}), "s3://bucket/runs/a")
+    assert named.ledger == "s3://safe/ledger"
+
+
+def test_places_mean_the_same_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert places(_recipe(), "runs/a").out == str(tmp_path / "runs" / "a")
+
+
+def test_a_run_keeps_its_name_in_the_ledger_and_two_runs_have_two(tmp_path: Path) -> None:
+    first = RunDirectory(_recipe(), str(tmp_path / "a"))
+    assert RunDirectory(_recipe(), str(tmp_path / "a")).run == first.run
+    assert RunDirectory(_recipe(), str(tmp_path / "b")).run != first.run
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"privacy": {"epsilon": 5, "delta": 1e-4}}, "privacy.epsilon=10.0, now it is 5.0"),
+        ({"train": {"mode": "full"}}, "train.mode='late', now it is 'full'"),
+        ({"seed": 1}, "seed=0, now it is 1"),
+    ],
+)
+def test_a_directory_that_another_recipe_has_begun_is_refused(
+    changes: dict[str, object], setting: str, tmp_path: Path
+) -> None:
+    RunDirectory(_recipe(), str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        RunDirectory(_recipe(**changes), str(tmp_path))
+    assert setting in str(caught.value)
+    assert "--out" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"runtime": {"workers": 5}}, {"tracking": {"experiment": "other"}}],
+)
+def test_where_a_run_happens_may_change(changes: dict[str, object], tmp_path: Path) -> None:
+    with RunDirectory(_recipe(), str(tmp_path)).stage("train"):
+        pass
+    assert RunDirectory(_recipe(**changes), str(tmp_path)).is_done("train")
+
+
+def test_other_samples_are_drawn_anew_and_training_stays(tmp_path: Path) -> None:
+    directory = RunDirectory(_recipe(), str(tmp_path))
+    for stage in ("train", "generate", "evaluate"):
+        with directory.stage(stage):
+            pass
+    for name in ("samples/done.json", "bundle/unet/x", "private/w", "summary.json"):
+        directory.storage.write(name, b"{}")
+    directory.internal.write("quality.json", b"{}")
+    again = RunDirectory(_recipe(sampling={"count": 7}), str(tmp_path))
+    assert again.is_done("train")
+    assert not again.is_done("generate")
+    assert not again.is_done("evaluate")
+    assert not again.is_complete()
+    left = again.storage.list()
+    assert "private/w" in left
+    gone = ("samples/", "bundle/", "internal/quality")
+    assert [name for name in left if name.startswith(gone)] == []
+
+
+def test_another_evaluation_leaves_the_samples(tmp_path: Path) -> None:
+    directory = RunDirectory(_recipe(), str(tmp_path))
+    directory.storage.write("samples/done.json", b"{}")
+    directory.internal.write("quality.json", b"{}")
+    again = RunDirectory(_recipe(evaluation={"neighbors": 3}), str(tmp_path))
+    assert again.storage.exists("samples/done.json")
+    assert not again.internal.exists("quality.json")
+
+
+def test_a_stage_that_fails_is_timed_and_not_done(tmp_path: Path) -> None:
+    directory = RunDirectory(_recipe(), str(tmp_path))
+    with pytest.raises(RuntimeError), directory.stage("train"):
+        raise RuntimeError
+    assert not directory.is_done("train")
+    before = directory.seconds(["train"])["train"]
+    with directory.stage("train"):
+        pass
+    assert directory.is_done("train")
+    assert directory.seconds(["train", "generate"]).keys() == {"train"}
+    assert directory.seconds(["train"])["train"] >= before
+
+
+def test_internal_results_are_for_their_owner_alone(tmp_path: Path) -> None:
+    RunDirectory(_recipe(), str(tmp_path)).storage.write("internal/controls/a.npz", b"")
+    assert stat.S_IMODE((tmp_path / "internal").stat().st_mode) == 0o700
