@@ -89,11 +89,11 @@ def references_of(
     return base[[int(stream.integers(len(base))) for stream in streams]]
 
 
-def draw_maker(images: PrivateImages | None = None, **changes: Any) -> DrawMaker:
+def draw_maker(**changes: Any) -> DrawMaker:
     """Returns a maker; ``changes`` are of its fields, or of its TrainConfig."""
-    own = {"split_step", "label_drop", "find_references", "schedule"}
+    own = {"images", "split_step", "label_drop", "find_references", "schedule"}
     maker = DrawMaker(
-        images=images or private_images(),
+        images=private_images(),
         config=TrainConfig(**{"micro_batch": 4, **{k: changes[k] for k in changes.keys() - own}}),
         schedule=SCHEDULE,
         split_step=450,

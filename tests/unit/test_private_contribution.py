@@ -199,7 +199,7 @@ def test_the_rounding_test_would_notice_a_norm_in_one_long_sum() -> None:
 
 def test_images_of_a_group_are_one_record() -> None:
     groups = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-    maker = draw_maker(private_images(12, groups), multiplicity=4)
+    maker = draw_maker(images=private_images(12, groups), multiplicity=4)
     found = _contributions(draws=maker)  # Records 0..4 are now the five groups.
     assert max(found) <= 1 + 1e-4
 
@@ -212,7 +212,7 @@ def test_the_group_test_would_notice_images_that_are_clipped_apart() -> None:
 def test_every_image_of_a_group_takes_part() -> None:
     groups = np.array([4, 0, 1, 1, 2, 2, 3, 3, 1, 1, 1, 1])
     images = private_images(12, groups)
-    maker = draw_maker(images, label_drop=0.0)
+    maker = draw_maker(images=images, label_drop=0.0)
     seen: dict[int, set[int]] = {group: set() for group in range(5)}
     for step in range(60):
         rows = maker.rows(np.arange(5), private_step().key, step, attempt=1)
