@@ -60,7 +60,7 @@ def train_private(
 
     Raises:
       BudgetError: the budget does not pay for the steps that are left.
-      CheckpointError: the workers do not all start from the same state.
+      CheckpointError: the workers do not all start from the same state, or not from this plan's.
       ConfigError: the network has a layer that is not known to be safe.
       DataError: the mechanism was planned for another number of records (or groups).
     """
@@ -81,6 +81,11 @@ def train_private(
     if found is not None:
         restore_training_state(found.tensors, parameters, ema.average, optimizer)
         ema.updates = first = found.step
+    if first > mechanism.steps:
+        raise CheckpointError(
+            f"The checkpoint is of step {first}, the plan has {mechanism.steps} steps. It is "
+            "another plan's: use another --out."
+        )
     start = {**denoiser.state_dict(), **training_state(parameters, ema.average, optimizer)}
     attempt, affordable, key = _open_attempt(collective, keeper, first, _digest(first, start))
     if affordable < mechanism.steps - first:

@@ -243,6 +243,13 @@ def test_a_checkpoint_of_another_network_is_refused() -> None:
         _train(CountingKeeper(), storage)
 
 
+def test_a_checkpoint_of_a_longer_plan_is_refused() -> None:
+    storage = MemoryStorage()
+    _train(CountingKeeper(), storage)
+    with pytest.raises(CheckpointError, match="step 6, the plan has 5 steps"):
+        _train(CountingKeeper(), storage, plan={"steps": 5})
+
+
 def test_a_network_that_couples_records_is_refused_before_an_attempt_begins() -> None:
     denoiser, keeper = tiny_denoiser(), CountingKeeper()
     denoiser.unet.conv_norm_out = torch.nn.BatchNorm2d(16)
