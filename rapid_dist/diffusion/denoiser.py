@@ -11,7 +11,7 @@ import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import UNet2DModel
@@ -36,6 +36,13 @@ class NetworkConfig:
     label_drop: float = 0.1  # Chance that a training row loses its label (guidance).
 
     def __post_init__(self) -> None:
+        for name in ("layers_per_block", "patch", "head_width", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"network.{name} must be at least 1, got {getattr(self, name)}.")
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(
+                f"network.widths must hold at least one positive width, got {self.widths}."
+            )
         if len(self.widths) != len(self.attention):
             raise ConfigError(
                 "network.attention must say yes or no for each of network.widths, got "
@@ -56,6 +63,8 @@ class Denoiser(nn.Module):
 
     ``evaluations`` is the number of rows that went through the network since the last reset.
     """
+
+    unet: Any  # UNet2DModel: half of its methods are untyped, and torch's __getattr__ hides more.
 
     def __init__(
         self,
@@ -80,7 +89,7 @@ class Denoiser(nn.Module):
         self.data_std = data_std
         self.evaluations = 0
         folded = channels * config.patch**2
-        self.unet = UNet2DModel(
+        self.unet = UNet2DModel(  # type: ignore[no-untyped-call]
             sample_size=size // config.patch,
             in_channels=folded,
             out_channels=folded,
@@ -144,7 +153,7 @@ class Denoiser(nn.Module):
     def _with_table(self, table: torch.Tensor) -> Self:
         clone = copy.deepcopy(self)
         clone.num_classes = len(table) - 1
-        clone.unet.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)
+        clone.unet.class_embedding = nn.Embedding(len(table), table.shape[1], _weight=table)
         clone.unet.register_to_config(num_class_embeds=len(table))
         clone.evaluations = 0
         return clone
@@ -177,12 +186,12 @@ def load_denoiser(directory: Path) -> Denoiser:
     """
     try:
         facts = json.loads((directory / "denoiser.json").read_text())
-        network = {
+        network: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in facts.pop("network").items()
         }
         denoiser = Denoiser(NetworkConfig(**network), **facts)
-        unet = UNet2DModel.from_pretrained(
+        unet = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
             directory / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
         denoiser.unet.load_state_dict(unet.state_dict())

@@ -37,6 +37,6 @@ def row_losses(denoiser: Denoiser, rows: Rows) -> torch.Tensor:
     A row's loss depends on that row alone: no statistic of the batch enters, which is what a
     per-example clip needs.
     """
-    estimate = denoiser(rows.noised, rows.noise_level, rows.labels)
+    estimate: torch.Tensor = denoiser(rows.noised, rows.noise_level, rows.labels)
     error = (estimate - rows.clean).square().flatten(1).mean(dim=1)
     return weights_of(rows.noise_level, denoiser.data_std) * error
