@@ -79,8 +79,12 @@ class PublicImages:
         """Returns the images at ``indices`` int64 [n], in that order."""
         if len(indices) == 0:
             raise DataError(f"No image of {self.spec.name} was selected. Ask for more images.")
-        spec = replace(self.spec, num_records=len(indices))
-        return PublicImages(images=self.images[indices], labels=self.labels[indices], spec=spec)
+        return self.replaced(self.images[indices], self.labels[indices])
+
+    def replaced(self, images: UInt8Array, labels: Int64Array) -> "PublicImages":
+        """Returns other images of the same classes, uint8 [n, C, S, S] with labels int64 [n]."""
+        spec = replace(self.spec, num_records=len(images))
+        return PublicImages(images=images, labels=labels, spec=spec)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

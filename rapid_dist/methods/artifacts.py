@@ -19,6 +19,7 @@ from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array
 from rapid_dist.data.sources import load_public, split_public
 from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.public.variants import with_variants
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.features import ContrastExtractor, load_extractor, save_extractor
 from rapid_dist.storage import Storage, open_storage, sha256_hex
@@ -71,12 +72,14 @@ def knowledge_base_name(settings: MethodSettings) -> str:
         base.seed,
         base.num_shards,
         base.embed_batch,
+        base.variants,
+        base.variant_jitter,
     )
     return f"knowledge-base-{identity}"
 
 
 def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicImages]:
-    """Returns (pretrain, reference); a pure function of the settings."""
+    """Returns (pretrain, reference with its variants); a pure function of the settings."""
     images = load_public(
         settings.public,
         settings.data_root,
@@ -84,7 +87,9 @@ def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicIma
         channels=settings.private.channels,
         seed=settings.seed,
     )
-    return split_public(images, settings.reference_share)
+    pretrain, reference = split_public(images, settings.reference_share)
+    base = settings.knowledge_base
+    return pretrain, with_variants(reference, base.variants, base.variant_jitter, settings.seed)
 
 
 def is_done(storage: Storage) -> bool:
@@ -101,14 +106,18 @@ def read_done(storage: Storage) -> dict[str, Any]:
     return facts
 
 
-def put_folder(storage: Storage, write: Callable[[Path], object]) -> None:
-    """Has ``write`` fill a temporary folder, stores its files and marks the place as whole."""
+def put_folder(storage: Storage, write: Callable[[Path], object], *, mark: bool = True) -> None:
+    """Has ``write`` fill a temporary folder, stores its files and marks the place as whole.
+
+    Without the mark the folder holds what was written and nothing else.
+    """
     with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
         write(Path(folder))
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
-    mark_done(storage)
+    if mark:
+        mark_done(storage)
 
 
 def with_folder(storage: Storage, read: Callable[[Path], T]) -> T:

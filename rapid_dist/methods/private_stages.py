@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rapid_dist.collective import Collective
-from rapid_dist.data.images import PrivateImages
+from rapid_dist.data.images import PrivateImages, to_unit
 from rapid_dist.data.sources import load_private
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
@@ -25,6 +25,7 @@ from rapid_dist.private.loop import train_private
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.public.adapt import adapt, prior_rows
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.jitter import jittered
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.prior import TrajectoryPrior, estimate
 from rapid_dist.retrieval.vectors import assign, fit_kmeans
@@ -47,11 +48,16 @@ def open_centroids(settings: MethodSettings, public_uri: str, base: KnowledgeBas
     """Returns the clusters' centroids, made from public features once and then read."""
     config = settings.knowledge_base
     identity = artifacts.fingerprint(
-        artifacts.knowledge_base_name(settings), config.clusters, config.kmeans_iterations
+        artifacts.knowledge_base_name(settings),
+        config.clusters,
+        config.kmeans_iterations,
+        config.kmeans_images,
     )
     storage, name = open_storage(public_uri), f"clusters/{identity}.npz"
     if not storage.exists(name):
-        found = fit_kmeans(base.features, config.clusters, settings.seed, config.kmeans_iterations)
+        rows = np.random.default_rng(settings.seed).permutation(len(base.features))
+        fitted = base.features[np.sort(rows[: config.kmeans_images])]
+        found = fit_kmeans(fitted, config.clusters, settings.seed, config.kmeans_iterations)
         storage.write(name, pack_arrays({"centroids": found}))
     return unpack_arrays(storage.read(name), name)["centroids"]
 
@@ -123,6 +129,7 @@ class AdaptTask:
                 denoiser,
                 split_step=settings.split.split_step,
                 whole_share=settings.adapt.whole_schedule_share,
+                jitter=settings.prior.jitter,
             ),
             settings.adapt,
             seed=settings.seed,
@@ -203,7 +210,7 @@ class TrainTask:
                 [s.standard_normal(clean.shape[1:], dtype=np.float32) for s in streams]
             )
             _, ids = base.search(embed(clean + level * torch.from_numpy(noise)), 1)
-            return _unit(base.images(ids[:, 0]))
+            return to_unit(base.images(ids[:, 0]))
 
         return find
 
@@ -224,13 +231,9 @@ class TrainTask:
             places = [int(s.integers(max(1, sizes[c]))) for s, c in zip(streams, own, strict=True)]
             # A cluster can be empty of entries; its records then meet the next entry in order.
             entries = order[np.minimum(first[own] + places, len(order) - 1)]
-            return _unit(base.images(entries))
+            return jittered(to_unit(base.images(entries)), streams, self.settings.prior.jitter)
 
         return find
-
-
-def _unit(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images).float() / 127.5 - 1.0
 
 
 def run_train(context: RunContext) -> None:

@@ -128,7 +128,7 @@ def open_features(settings: MethodSettings, public_uri: str) -> FeaturesOf:
 
     @torch.no_grad()
     def features_of(images: np.ndarray) -> np.ndarray:
-        parts = [extractor(part).numpy() for part in to_unit(images).split(256)]
+        parts = [extractor(part).numpy() for part in torch.split(to_unit(images), 256)]
         return np.concatenate(parts)
 
     return features_of

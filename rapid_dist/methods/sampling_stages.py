@@ -57,6 +57,7 @@ def bundle_facts(
         else sampling.late_intervals + sampling.early_intervals,
         solver=sampling.solver,
         guidance=sampling.guidance,
+        jitter=settings.prior.jitter,
         privacy=privacy,
         versions=versions,
     )
@@ -145,7 +146,11 @@ def run_generate(context: RunContext) -> None:
         )
     facts = bundle_facts(settings, settings.sampling.source, context.privacy(), context.versions)
     bundle = make_bundle(settings, denoiser, facts, prior, base)
-    artifacts.put_folder(context.out.child(BUNDLE), lambda folder: write_bundle(bundle, folder))
+    artifacts.put_folder(
+        context.out.child(BUNDLE), lambda folder: write_bundle(bundle, folder), mark=False
+    )
+    for part in storage.list("part-"):  # Of an attempt with other workers.
+        storage.delete(part)
     task = GenerateTask(
         bundle_uri=context.out.child(BUNDLE).uri,
         samples_uri=storage.uri,
@@ -278,6 +283,9 @@ def control_sets(context: RunContext) -> dict[str, tuple[np.ndarray, np.ndarray]
         sets["references from the prior"] = base.images(
             prior.draw(labels, seed, np.arange(len(labels)))
         )
+        if not settings.prior.jitter.is_off:
+            jittering = Generator(make_bundle(settings, public, late, prior, base))
+            sets["references from the prior, jittered"] = jittering.references(labels, seed=seed)
         sets["public model from the prior"] = drawn(public, late, prior)
         if context.plan.dp_sgd is not None:
             sets["adapted model from the prior"] = drawn(adapted, late, prior)

@@ -18,8 +18,10 @@ from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.diffusion.seeds import generator_for
 from rapid_dist.errors import ConfigError
 from rapid_dist.public.fit import DrawRows, OnStep, fit_denoiser
+from rapid_dist.retrieval.jitter import JitterConfig, jittered
 from rapid_dist.retrieval.prior import TrajectoryPrior
 
 
@@ -60,6 +62,7 @@ def prior_rows(
     *,
     split_step: int,
     whole_share: float,
+    jitter: JitterConfig,
 ) -> DrawRows:
     """Returns a source of rows: a uniform private class, a reference from its prior, its label.
 
@@ -72,7 +75,8 @@ def prior_rows(
         labels = torch.randint(prior.num_classes, (count,), generator=generator)
         seed = int(torch.randint(2**62, (1,), generator=generator))
         entries = prior.draw(labels.numpy(), seed, np.arange(count))
-        clean = to_unit(images_of_entries[entries])
+        streams = [generator_for(seed, "jitter", row) for row in range(count)]
+        clean = jittered(to_unit(images_of_entries[entries]), streams, jitter)
         whole = torch.rand(count, generator=generator) < whole_share
         highest = torch.where(whole, schedule.num_steps, split_step)
         step = 1 + (torch.rand(count, generator=generator) * highest).long()

@@ -7,7 +7,7 @@ h is frozen ever after.
 Letters: B images, D projection dimensions, tau the temperature.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -28,7 +28,7 @@ class ContrastConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
-    extractor: ExtractorConfig = ExtractorConfig()
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     steps: int = 200
     batch_size: int = 128
     learning_rate: float = 1e-3

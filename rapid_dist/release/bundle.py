@@ -29,6 +29,7 @@ from rapid_dist.diffusion.sampler import Solver
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.prior import TrajectoryPrior
 from rapid_dist.retrieval.trajectory import noise_check
 
@@ -50,6 +51,7 @@ class BundleFacts:
     solver: Solver = "dpmpp"
     guidance: float = 1.0
     noise: Literal["sample", "entry"] = "sample"  # Whose noise path: its own, or the entry's.
+    jitter: JitterConfig = field(default_factory=JitterConfig)  # Of drawn references.
     privacy: dict[str, Any] = field(default_factory=dict)  # As in summary.json.
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -80,6 +82,7 @@ class BundleFacts:
                 f"bundle ({content['versions'].get('numpy', 'unknown')}). Install that one."
             )
         content["schedule"] = ScheduleConfig(**content["schedule"])
+        content["jitter"] = JitterConfig(**content["jitter"])
         content["class_names"] = tuple(content["class_names"])
         return cls(**content)
 

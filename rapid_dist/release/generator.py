@@ -15,9 +15,10 @@ import torch
 
 from rapid_dist.data.images import Int64Array, UInt8Array, from_unit, to_unit
 from rapid_dist.diffusion.sampler import sample
-from rapid_dist.diffusion.seeds import normal_for
+from rapid_dist.diffusion.seeds import generator_for, normal_for
 from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import Bundle, open_bundle
+from rapid_dist.retrieval.jitter import jittered
 from rapid_dist.retrieval.trajectory import noises_of, state_at
 
 # Rows of every network call, always: sums of floats depend on the shape they are made in.
@@ -88,7 +89,7 @@ class Generator:
         labels = self._checked(labels, first_id, 1)
         ids = first_id + np.arange(len(labels), dtype=np.int64)
         images, _, _ = self._drawn(labels, seed, ids)
-        return images
+        return from_unit(self._variants(images, seed, ids))
 
     def _block(self, labels: Int64Array, seed: int, ids: Int64Array) -> UInt8Array:
         """Draws samples that share one block, each in its own row; the other rows are idle."""
@@ -120,8 +121,13 @@ class Generator:
             noise = torch.from_numpy(
                 noises_of([bytes(digest) for digest in hashes], seeds.tolist(), self._shape)
             )
-        states = state_at(to_unit(images).numpy(), noise.numpy(), self._levels[0])
-        return torch.from_numpy(states)
+        variants = self._variants(images, seed, ids)
+        return torch.from_numpy(state_at(variants.numpy(), noise.numpy(), self._levels[0]))
+
+    def _variants(self, images: UInt8Array, seed: int, ids: Int64Array) -> torch.Tensor:
+        """Returns each sample's own variant of its reference, float32 [n, C, S, S]."""
+        streams = [generator_for(seed, "jitter", sample_id) for sample_id in ids.tolist()]
+        return jittered(to_unit(images), streams, self._bundle.facts.jitter)
 
     def _drawn(
         self, labels: Int64Array, seed: int, ids: Int64Array

@@ -11,13 +11,14 @@ Shapes: E entries, Q queries, D key dimensions, n ids.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.manifest import Manifest
 from rapid_dist.retrieval.trajectory import noises_of, state_at, unit_images
 from rapid_dist.retrieval.vectors import VectorIndex
@@ -36,11 +37,14 @@ class KnowledgeBaseConfig:
     embed_batch: int = 64
     keys: Literal["contrast", "pixels"] = "contrast"  # What a query and a key are compared by.
     features: Literal["contrast", "pixels"] = "pixels"  # What the prior's clusters are made from.
+    variants: int = 1  # Images made of each reference: itself, and jittered copies.
+    variant_jitter: JitterConfig = field(default_factory=JitterConfig)
     clusters: int = 1_000  # Clusters of the prior.
     kmeans_iterations: int = 20
+    kmeans_images: int = 100_000  # The centroids are fitted on at most as many images.
 
     def __post_init__(self) -> None:
-        for name in ("seeds_per_image", "num_shards", "embed_batch", "clusters"):
+        for name in ("seeds_per_image", "num_shards", "embed_batch", "clusters", "variants"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"knowledge_base.{name} must be at least 1, got {getattr(self, name)}."
@@ -49,6 +53,17 @@ class KnowledgeBaseConfig:
             raise ConfigError(
                 "knowledge_base.seed must be at least 0 and kmeans_iterations at least 1, got "
                 f"{self.seed} and {self.kmeans_iterations}."
+            )
+
+        if self.variants > 1 and self.variant_jitter.is_off:
+            raise ConfigError(
+                f"knowledge_base.variants is {self.variants}, but knowledge_base.variant_jitter "
+                "changes nothing. Give it a rotation, shear, scale or shift."
+            )
+        if self.kmeans_images < self.clusters:
+            raise ConfigError(
+                f"knowledge_base.kmeans_images={self.kmeans_images} is below clusters="
+                f"{self.clusters}. Raise it."
             )
 
     @property

@@ -9,13 +9,14 @@ Shapes: E entries, Y classes, M clusters, n samples.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.jitter import JitterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class PriorConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     threshold: float = 3.0  # Counts below this many noise stddevs count as none.
+    jitter: JitterConfig = field(default_factory=JitterConfig)  # One variant a sample.
 
     def __post_init__(self) -> None:
         if self.threshold < 0:
