@@ -50,7 +50,11 @@ class DataConfig(_Node):
 
 
 class RuntimeConfig(_Node):
-    """Where the stages run. None of it changes a result, so none of it is in a stage's identity."""
+    """Where the stages run; not part of a stage's identity.
+
+    The mechanism is the same at any number of workers. Public training is not bit-equal: each
+    worker draws its own part of the public rows.
+    """
 
     backend: Literal["ray", "process"] = "ray"
     workers: int = Field(default=2, ge=1)  # Of every training stage.

@@ -299,7 +299,8 @@ def run_evaluate(context: RunContext) -> None:
     if storage.exists("quality.json"):
         return
     images, labels = artifacts.get_images(context.out.child(SAMPLES), "samples.npz")
-    controls = control_sets(context) if settings.method == "rapid" else {}
+    wanted = settings.method == "rapid" and settings.evaluation.controls
+    controls = control_sets(context) if wanted else {}
     for name, (control, control_labels) in controls.items():
         artifacts.put_images(
             context.out.child(CONTROLS),

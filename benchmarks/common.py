@@ -1,0 +1,73 @@
+"""What the benchmarks share: one run of a recipe in this process, and one file of results."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from rapid_dist.config import Recipe, load_recipe
+from rapid_dist.runtime import pipeline
+from rapid_dist.runtime.results import versions
+from rapid_dist.storage import open_storage
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", default="runs/benchmarks", help="where runs are kept; resumable")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="of every recipe: a.b=value"
+    )
+    return parser
+
+
+def run_recipe(
+    name: str, out: str, threads: int, overrides: list[str]
+) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
+    """Runs a whole recipe in this process and returns it, its summary and its quality."""
+    recipe = load_recipe(
+        name,
+        ["runtime.backend=process", f"runtime.threads_per_worker={threads}", *overrides],
+    )
+    summary = pipeline.run(recipe, out)
+    quality = json.loads(open_storage(out).child("internal").read("quality.json"))
+    return recipe, summary, quality
+
+
+def figures(of_set: dict[str, Any]) -> dict[str, float]:
+    """The figures of one set of images that tables show."""
+    return {**of_set["classifiers"], "frechet": of_set["fidelity"]["frechet_distance"]}
+
+
+def write(name: str, figures_found: dict[str, Any]) -> None:
+    """Writes one JSON with the machine, the versions and the command beside the figures."""
+    RESULTS.mkdir(exist_ok=True)
+    found = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "versions": versions(),
+        **figures_found,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    print(f"written: {path}")
+
+
+def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Returns a Markdown table; numbers with three digits."""
+
+    def cell(value: object) -> str:
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows]
+    return "\n".join(lines)

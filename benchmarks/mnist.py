@@ -1,0 +1,145 @@
+"""MNIST on two cores: modes at epsilon 1, the best mode at epsilon 10 and 0.2, split steps.
+
+    python benchmarks/mnist.py --set data.root=DIR
+
+Resumable piece by piece: a finished run is read back. Prior and training are composed in one
+epsilon at delta 1e-5. Public stages are made once and shared.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import arguments, figures, run_recipe, table, write
+
+from rapid_dist.config import Recipe, method_settings
+from rapid_dist.data.sources import load_private
+from rapid_dist.evaluation.suite import evaluate, open_extractor
+from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.release.generator import Generator
+from rapid_dist.storage import open_storage
+
+AT_1 = ["privacy.epsilon=1", "privacy.prior_share=0.75", "privacy.steps=60"]
+BUDGETS = {
+    "10": ["privacy.epsilon=10", "privacy.prior_share=0.3"],
+    "0.2": [
+        "privacy.epsilon=0.2",
+        "privacy.prior_share=0.97",
+        "privacy.steps=10",
+        "knowledge_base.clusters=4000",
+    ],
+}
+
+
+def without_prior(recipe: Recipe, out: str, public: str) -> dict[str, Any]:
+    """Samples the trained model of a run again, from pure noise or by query, and measures it."""
+    settings = method_settings(recipe)
+    source = "noise" if settings.train.mode == "full" else "query"
+    settings = replace(settings, sampling=replace(settings.sampling, source=source))
+    denoiser = artifacts.get_denoiser(f"{out}/{private_stages.PRIVATE}")
+    labels = np.arange(settings.sampling.count) % 10
+    if source == "noise":
+        facts = sampling_stages.bundle_facts(settings, source, {}, {})
+        generator = Generator(sampling_stages.make_bundle(settings, denoiser, facts, None, None))
+        images = generator.generate(labels, seed=settings.sampling.seed)
+        nfe = generator.evaluations_per_image
+    else:
+        base = open_storage(public).child(artifacts.knowledge_base_name(settings))
+        path = sampling_stages.sample_by_query(
+            settings,
+            public,
+            private_stages.KnowledgeBase.open(base),
+            denoiser,
+            labels,
+            seed=settings.sampling.seed,
+        )
+        images, nfe = path.sample, path.nfe
+    train, held_out = load_private(settings.private, settings.data_root)
+    quality = evaluate(
+        images,
+        labels,
+        {},
+        train,
+        held_out,
+        settings.evaluation,
+        settings.seed,
+        extractor=open_extractor(settings.evaluation, Path(settings.data_root or ".")),
+    )
+    return {**figures(quality.samples.to_json()), "nfe": nfe, "source": source}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--parts", default="modes,budgets", help="modes, budgets, splits")
+    parser.add_argument("--best", default="late", help="the mode that goes on to other budgets")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    public = f"{options.out}/public"
+    rows: list[dict[str, Any]] = []
+
+    def run(name: str, overrides: list[str], *, controls: bool, bare: bool) -> None:
+        out = f"{options.out}/mnist-{name}"
+        recipe, summary, quality = run_recipe(
+            "mnist",
+            out,
+            options.threads,
+            [
+                f"runtime.public_dir={public}",
+                f"evaluation.controls={str(controls).lower()}",
+                *overrides,
+                *options.overrides,
+            ],
+        )
+        about = {
+            "run": name,
+            "epsilon": summary["privacy"]["epsilon"],
+            "training seconds": summary["seconds"]["train"],
+        }
+        rows.append(
+            {
+                **about,
+                "set": "samples, from the prior",
+                **figures(quality["samples"]),
+                "nfe": summary["sampling"]["nfe"],
+            }
+        )
+        for control, found in quality["controls"].items():
+            rows.append({**about, "set": f"control: {control}", **figures(found)})
+        if bare:
+            measured = without_prior(recipe, out, public)
+            rows.append({**about, "set": f"samples, by {measured.pop('source')}", **measured})
+        columns = ["run", "set", "epsilon", "training seconds", "cnn", "mean", "frechet", "nfe"]
+        print(table(rows, columns), flush=True)
+        write("mnist", {"rows": rows, "delta": 1e-5})
+
+    parts = options.parts.split(",")
+    if "modes" in parts:
+        for mode in ("late", "surrogate", "full"):
+            run(
+                f"{mode}-1",
+                [*AT_1, f"train.mode={mode}"],
+                controls=mode == "late",
+                bare=True,
+            )
+    if "budgets" in parts:
+        for epsilon, overrides in BUDGETS.items():
+            run(
+                f"{options.best}-{epsilon}",
+                [*overrides, f"train.mode={options.best}"],
+                controls=True,
+                bare=False,
+            )
+    if "splits" in parts:
+        for split in (300, 410, 500):
+            run(
+                f"{options.best}-1-split-{split}",
+                [*AT_1, f"train.mode={options.best}", f"split.split_step={split}"],
+                controls=False,
+                bare=False,
+            )
+
+
+if __name__ == "__main__":
+    main()
