@@ -238,15 +238,15 @@ def _rdp(events: tuple[DpSgdEvent, ...], delta: float) -> float:
     # Few broken orders: dp_accounting's series for them are slow, the lowest do not converge.
     orders = (1.75, 2.25, 2.5, 2.75, 3.5, *range(2, 64), 80, 96, 128, 192, 256, 512, 1024)
     accountant = RdpAccountant(orders, NeighboringRelation.REPLACE_SPECIAL)
-    for event in events:
-        gaussian = GaussianDpEvent(event.noise_multiplier)
-        accountant.compose(PoissonSampledDpEvent(event.sample_rate, gaussian), event.steps)
-    # An order whose series does not converge is left out, which can only raise the minimum. absl
-    # says so on the terminal each time; to a user it would look like a fault.
+    # An order whose series does not converge is left out, which can only raise the minimum. The
+    # library says so on the terminal each time; to a user it would look like a fault.
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
     try:
+        for event in events:
+            gaussian = GaussianDpEvent(event.noise_multiplier)
+            accountant.compose(PoissonSampledDpEvent(event.sample_rate, gaussian), event.steps)
         return float(accountant.get_epsilon(delta))
     finally:
         absl.setLevel(level)
