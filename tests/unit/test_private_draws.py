@@ -62,7 +62,7 @@ def test_every_step_and_attempt_draws_anew(mode: str) -> None:
     first = _noise(_rows(maker, [4]))
     assert torch.equal(first, _noise(_rows(maker, [4])))
     for other in (_rows(maker, [4], step=1), _rows(maker, [4], attempt=2), _rows(maker, [5])):
-        assert not torch.allclose(first, _noise(other))
+        assert float((first - _noise(other)).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize(("mode", "top"), [("full", 1000), ("late", SPLIT), ("surrogate", SPLIT)])

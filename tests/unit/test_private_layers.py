@@ -38,6 +38,9 @@ REFUSED = {
     "synchronised batch norm": lambda: _network(
         nn.SyncBatchNorm(4, affine=False, track_running_stats=False)
     ),
+    "batch norm under another name": lambda: _network(
+        type("Plain", (nn.BatchNorm2d,), {})(4, affine=False, track_running_stats=False)
+    ),
     "instance norm with statistics": lambda: _network(
         nn.InstanceNorm2d(4, track_running_stats=True)
     ),

@@ -102,6 +102,12 @@ def test_a_repeated_step_has_other_noise() -> None:
     assert not torch.equal(before[3], after[3])
 
 
+def test_two_runs_of_one_recipe_have_other_noise() -> None:
+    empty = {"expected_batch": 1e-9}
+    one, other = (_train(CountingKeeper(), MemoryStorage(), plan=empty)[1] for _ in range(2))
+    assert not torch.equal(one[1], other[1])
+
+
 def test_the_noise_test_would_notice_a_restart_that_takes_up_the_old_key_and_attempt() -> None:
     # The same start, step, key and attempt give the same vector: only those tell repeats apart.
     first, again, other = (
@@ -250,10 +256,20 @@ def test_a_checkpoint_of_a_longer_plan_is_refused() -> None:
         _train(CountingKeeper(), storage, plan={"steps": 5})
 
 
-def test_a_network_that_couples_records_is_refused_before_an_attempt_begins() -> None:
+class _BatchMean(torch.nn.Module):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden - hidden.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"), [(torch.nn.BatchNorm2d(16), "BatchNorm"), (_BatchMean(), "other rows")]
+)
+def test_a_network_that_couples_records_is_refused_before_an_attempt_begins(
+    layer: torch.nn.Module, complaint: str
+) -> None:
     denoiser, keeper = tiny_denoiser(), CountingKeeper()
-    denoiser.unet.conv_norm_out = torch.nn.BatchNorm2d(16)
-    with pytest.raises(ConfigError, match="BatchNorm"):
+    denoiser.unet.conv_norm_out = layer
+    with pytest.raises(ConfigError, match=complaint):
         _train(keeper, MemoryStorage(), denoiser=denoiser)
     assert keeper.attempt == 0
 

@@ -138,6 +138,24 @@ def _count(
     return torch.full((flat_size(denoiser),), float(mask.sum()))
 
 
+def _seen_rows(step: int, attempt: int) -> torch.Tensor:
+    seen: list[torch.Tensor] = []
+
+    def engine(denoiser: Denoiser, rows: Rows, *others: object) -> torch.Tensor:
+        seen.append(rows.noised)
+        return torch.zeros(flat_size(denoiser))
+
+    private_step(attempt=attempt, engine=engine).noised_gradient(tiny_denoiser(), step)
+    return torch.cat(seen)
+
+
+def test_every_step_and_attempt_noises_the_images_anew() -> None:
+    first = _seen_rows(step=0, attempt=1)
+    assert torch.equal(first, _seen_rows(step=0, attempt=1))
+    assert not torch.equal(first, _seen_rows(step=1, attempt=1))
+    assert not torch.equal(first, _seen_rows(step=0, attempt=2))
+
+
 class _DividesByObserved(PrivateStep):
     """The fault of a mean over the batch that was drawn."""
 
