@@ -127,7 +127,7 @@ class RunDirectory:
         stale: set[str] = set()
         for key in changed:
             section = key.partition(".")[0]
-            if section not in REMADE and not {section, key} & set(FREE):
+            if section not in REMADE and not _is_free(key, before.get(key)):
                 raise ConfigError(
                     f"{self.storage.uri} was begun with {key}={before.get(key)!r}, now it is "
                     f"{now.get(key)!r}. Use another --out, or the setting it was begun with."
@@ -147,6 +147,13 @@ class RunDirectory:
         except AlreadyExists:
             return str(self.read_json("run.json")["run"])
         return fresh["run"]
+
+
+def _is_free(key: str, before: Any) -> bool:
+    """Whether a setting may change while its run goes on."""
+    if key == "runtime.debug":
+        return not before  # What a debug run has logged stays logged: it is never released (P9).
+    return bool({key.partition(".")[0], key} & set(FREE))
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -79,6 +79,14 @@ def test_where_a_run_happens_may_change(changes: dict[str, object], tmp_path: Pa
     assert RunDirectory(_recipe(**changes), str(tmp_path)).is_done("train")
 
 
+def test_a_debug_run_never_becomes_one_that_may_be_released(tmp_path: Path) -> None:
+    RunDirectory(_recipe(), str(tmp_path))
+    RunDirectory(_recipe(runtime={"debug": True}), str(tmp_path))  # It may become a debug run.
+    with pytest.raises(ConfigError, match=r"begun with runtime\.debug=True, now it is False"):
+        RunDirectory(_recipe(), str(tmp_path))
+    RunDirectory(_recipe(runtime={"debug": True, "workers": 5}), str(tmp_path))
+
+
 def test_other_samples_are_drawn_anew_and_training_stays(tmp_path: Path) -> None:
     directory = RunDirectory(_recipe(), str(tmp_path))
     for stage in ("train", "generate", "evaluate"):
