@@ -151,6 +151,8 @@ class RunDirectory:
 
 def _is_free(key: str, before: Any) -> bool:
     """Whether a setting may change while its run goes on."""
+    if key == "runtime.ledger_dir":
+        return False  # What is charged already stands there; elsewhere the budget would be whole.
     if key == "runtime.debug":
         return not before  # What a debug run has logged stays logged: it is never released (P9).
     return bool({key.partition(".")[0], key} & set(FREE))

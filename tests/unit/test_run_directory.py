@@ -57,6 +57,7 @@ def test_a_run_keeps_its_name_in_the_ledger_and_two_runs_have_two(tmp_path: Path
         ({"privacy": {"epsilon": 5, "delta": 1e-4}}, "privacy.epsilon=10.0, now it is 5.0"),
         ({"train": {"mode": "full"}}, "train.mode='late', now it is 'full'"),
         ({"seed": 1}, "seed=0, now it is 1"),
+        ({"runtime": {"ledger_dir": "/b"}}, "runtime.ledger_dir=None, now it is '/b'"),
     ],
 )
 def test_a_directory_that_another_recipe_has_begun_is_refused(
