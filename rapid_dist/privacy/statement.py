@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from rapid_dist.errors import LedgerError
-from rapid_dist.privacy.accounting import Epsilons, epsilons
+from rapid_dist.privacy.accounting import Epsilons, PrivacyPlan, epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
@@ -86,6 +86,28 @@ def claim(config: PrivacyConfig, num_records: int, ledger: Ledger, run: str) -> 
         num_queries=queries,
         ledger_head=ledger.head,
     )
+
+
+def require_charged(plan: PrivacyPlan, ledger: Ledger, run: str) -> None:
+    """Refuses a ledger that cannot be the one a finished run was charged to.
+
+    A ledger that was moved, restored from an old copy or cut at its end still has a whole chain,
+    but it lacks what the run has released.
+
+    Raises:
+      LedgerError: the prior's query or a planned step of the run is not in the ledger.
+    """
+    ledger.refresh()
+    entries = [entry for entry in ledger.entries() if entry.run == run]
+    planned = set(range(plan.dp_sgd.steps if plan.dp_sgd else 0))
+    missing = planned - {entry.step for entry in entries if entry.kind == "step"}
+    queried = any(entry.kind == "query" for entry in entries)
+    if missing or not (queried or plan.prior is None):
+        lacking = f"{len(missing)} of {len(planned)} steps" if missing else "the prior's query"
+        raise LedgerError(
+            f"Run {run!r} is finished, but the ledger of {ledger.dataset!r} lacks {lacking} of it, "
+            "so nothing can be claimed. Bring back the ledger that the run was charged to."
+        )
 
 
 def rounded_up(epsilon: float) -> str:

@@ -18,7 +18,7 @@ from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.privacy.statement import Claim, claim
+from rapid_dist.privacy.statement import Claim, claim, require_charged
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
 from rapid_dist.runtime.cluster import session
@@ -161,15 +161,19 @@ def _context(
         internal=directory.internal,
         public=open_storage(where.public),
         backend=backend,
-        privacy=lambda: results.privacy_figures(recipe, prepared.plan, _claim(prepared, directory)),
+        privacy=lambda: results.privacy_figures(
+            recipe, prepared.plan, _claim(prepared, directory)[1]
+        ),
         versions=results.versions(),
     )
 
 
-def _claim(prepared: Prepared, directory: RunDirectory) -> Claim:
+def _claim(prepared: Prepared, directory: RunDirectory) -> tuple[Ledger, Claim]:
+    """Returns what can be said of the run once its private stages are done, and from what."""
     recipe = prepared.recipe
     ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
-    return claim(recipe.privacy, recipe.num_units, ledger, directory.run)
+    require_charged(prepared.plan, ledger, directory.run)
+    return ledger, claim(recipe.privacy, recipe.num_units, ledger, directory.run)
 
 
 def _finish(
@@ -181,8 +185,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Registers the model, writes the pages and, last of all, the summary."""
     recipe = prepared.recipe
-    ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
-    claimed = claim(recipe.privacy, recipe.num_units, ledger, directory.run)
+    ledger, claimed = _claim(prepared, directory)
     privacy = results.privacy_figures(recipe, prepared.plan, claimed)
     quality = json.loads(directory.internal.read("quality.json"))
     registry = directory.read_json("registry.json")

@@ -1,6 +1,7 @@
 """A whole run, as small as it can be: every stage, what comes out, and running it again."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rapid_dist.config import Recipe, load_recipe
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import ConfigError, LedgerError
 from rapid_dist.privacy.keeper import totals
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.run_directory import open_ledger
@@ -135,6 +136,18 @@ def test_another_privacy_budget_in_the_same_directory_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"begun with privacy\.epsilon"):
         pipeline.run(_recipe("process", "privacy.epsilon=5"), str(finished[0]))
+
+
+def test_a_run_whose_ledger_was_left_behind_is_not_released(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "digits"
+    shutil.copytree(finished[0], out)
+    where = f"runtime.public_dir={finished[0].parent}/public"
+    with pytest.raises(LedgerError, match="lacks 4 of 4 steps"):  # A ledger beside it, and empty.
+        pipeline.run(_recipe("process", where, "sampling.count=90"), str(out))
+    assert not (out / "bundle" / "checksums.json").exists()
+    assert not (out / "summary.json").exists()
 
 
 def test_stages_can_be_run_one_by_one_and_a_skipped_one_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The keeper: nothing is released that is not charged, nothing is charged past the budget."""
 
 import pickle
+from collections.abc import Iterable
+from contextlib import nullcontext
 
 import pytest
 
@@ -10,7 +12,7 @@ from rapid_dist.privacy.keeper import LedgerKeeper, totals
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
-from rapid_dist.privacy.statement import claim
+from rapid_dist.privacy.statement import claim, require_charged
 from rapid_dist.storage import Storage
 from tests.fakes import FakeClock, FullDiskStorage, MemoryStorage
 
@@ -196,6 +198,33 @@ def test_a_run_over_its_budget_is_said_to_be_over_it() -> None:
 def test_nothing_is_claimed_of_a_run_the_ledger_does_not_know() -> None:
     with pytest.raises(LedgerError, match="no release of run 'run-9'"):
         claim(CONFIG, NUM_RECORDS, _ledger(MemoryStorage()), "run-9")
+
+
+@pytest.mark.parametrize(
+    ("prior", "steps", "lacking"),
+    [
+        (True, range(12), ""),
+        (True, [*range(12), 11, 4], ""),
+        (False, range(12), "lacks the prior's query of it"),
+        (True, range(6, 12), "lacks 6 of 12 steps"),  # Resumed on another ledger.
+        (True, range(11), "lacks 1 of 12 steps"),  # Cut at its end.
+        (True, [*range(11), 10], "lacks 1 of 12 steps"),  # A repeated step stands for no other.
+    ],
+)
+def test_a_ledger_that_lacks_what_a_run_released_is_refused(
+    prior: bool, steps: Iterable[int], lacking: str
+) -> None:
+    storage = MemoryStorage()
+    for run, wanted in (("run-1", steps), ("run-2", range(12))):
+        keeper = _keeper(storage, run)
+        keeper.begin_attempt()
+        if prior or run == "run-2":  # Another run's charges are no substitute.
+            _charge_prior(keeper)
+        for step in wanted:
+            keeper.charge(step)
+    require_charged(_plan(), _ledger(storage), "run-2")
+    with pytest.raises(LedgerError, match=lacking) if lacking else nullcontext():
+        require_charged(_plan(), _ledger(storage), "run-1")
 
 
 def test_what_the_keeper_returns_can_travel_between_processes() -> None:
