@@ -45,7 +45,7 @@ class Entry:
     event: Event | None  # What was released; None where nothing was.
     note: str
     code: str  # Version of the package that wrote the entry.
-    time: float  # Seconds since 1970.
+    time: float  # Seconds since 1970. A step has its attempt's: its own would tell its batch (P9).
     writer: str  # Random name of the writing process: tells its own entries from others'.
     previous: str  # Hash of the entry before.
     hash: str
@@ -61,6 +61,7 @@ class Ledger:
         self._writer = secrets.token_hex(8)
         self._entries: list[Entry] = []
         self._newest_attempt: dict[str, int] = {}
+        self._began: dict[str, float] = {}  # When a run's newest attempt began.
         self.refresh()
 
     @classmethod
@@ -140,7 +141,7 @@ class Ledger:
                 event=event,
                 note=note,
                 code=__version__,
-                time=self._clock(),
+                time=self._time(kind, run),
                 writer=self._writer,
                 previous=self.head,
             )
@@ -178,6 +179,7 @@ class Ledger:
         """
         self._entries.clear()
         self._newest_attempt.clear()
+        self._began.clear()
         self.refresh()
         heads = {_genesis(self._dataset)} | {entry.hash for entry in self._entries}
         if known_head is not None and known_head not in heads:
@@ -198,6 +200,10 @@ class Ledger:
         self._entries.append(entry)
         if entry.kind == "attempt":
             self._newest_attempt[entry.run] = entry.attempt
+            self._began[entry.run] = entry.time
+
+    def _time(self, kind: Kind, run: str) -> float:
+        return self._began[run] if kind == "step" and run in self._began else self._clock()
 
     def _checked(self, name: str, data: bytes) -> Entry:
         """Returns the entry stored under ``name``, if it is whole and the next in the chain."""

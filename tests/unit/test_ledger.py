@@ -66,8 +66,20 @@ def test_an_entry_says_what_was_released_when_and_by_which_code() -> None:
             "steps": 1,
         },
         "note": "",
-        "time": 1_000_003.0,
+        "time": 1_000_001.0,  # Of the attempt.
     }
+
+
+def test_the_ledger_does_not_tell_how_long_a_step_took() -> None:
+    storage, clock = MemoryStorage(), FakeClock()
+    for attempt in (1, 2):
+        ledger = Ledger.open(storage, "faces", clock=clock)
+        ledger.begin_attempt("run-1")
+        for step in (0, 1):
+            ledger.append("step", "run-1", attempt=attempt, step=step, event=STEP)
+    times = [(entry.kind, entry.time - 1_000_000) for entry in ledger.entries()]
+    one, two = [("attempt", 1.0), *[("step", 1.0)] * 2], [("attempt", 2.0), *[("step", 2.0)] * 2]
+    assert times == one + two  # A look at the clock for each step would be 2 and 3, 5 and 6.
 
 
 def test_runs_of_one_data_set_share_its_ledger_and_are_told_apart() -> None:
