@@ -4,6 +4,7 @@ The only writer of a run. It charges *before* a release: ``charge`` returns when
 durable, and only then may noise be drawn. A plain class; the cluster runs it as an actor, as is.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from rapid_dist.errors import BudgetError, LedgerError
@@ -11,6 +12,8 @@ from rapid_dist.privacy.accounting import Epsilons, affordable_steps, epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
 from rapid_dist.privacy.settings import Budget
+
+_UNIT = re.compile(r"unit=(\w+) ")  # In the note of an attempt.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,7 @@ class LedgerKeeper:
         event: DpSgdEvent,
         planned_steps: int,
         reserve_steps: int = 0,
+        unit: str = "record",
     ) -> None:
         """Takes the run's plan.
 
@@ -47,6 +51,7 @@ class LedgerKeeper:
           event: the constants of one step.
           planned_steps: steps of a run without mishap; steps are numbered below it.
           reserve_steps: steps the plan paid for on top, for a crash to repeat.
+          unit: what one unit of sensitivity is; runs on one ledger must agree in it.
         """
         self._ledger = ledger
         self._run = run
@@ -54,6 +59,7 @@ class LedgerKeeper:
         self._event = replace(event, steps=1)
         self._planned_steps = planned_steps
         self._most_steps = planned_steps + reserve_steps
+        self._unit = unit
         self._attempt = 0
         self._affordable = 0
 
@@ -61,11 +67,14 @@ class LedgerKeeper:
         """Fences all older attempts, and counts the steps that are left to this one.
 
         Counting asks the accountants once, so that a charge is then one write to the ledger.
+
+        Raises LedgerError, and charges nothing, if the ledger holds runs of another privacy unit.
         """
         note = (
-            f"epsilon={self._budget.epsilon} delta={self._budget.delta} "
+            f"unit={self._unit} epsilon={self._budget.epsilon} delta={self._budget.delta} "
             f"planned_steps={self._planned_steps} most_steps={self._most_steps}"
         )
+        self._refuse_other_units()
         self._attempt = self._ledger.begin_attempt(self._run, note)
         self._count_affordable()
         return Attempt(number=self._attempt, affordable_steps=self._affordable)
@@ -120,6 +129,19 @@ class LedgerKeeper:
         self._affordable = affordable_steps(
             self._ledger.events(self._run), self._budget, self._event, self._most_steps
         )
+
+    def _refuse_other_units(self) -> None:
+        """Epsilons of images and of patients do not add up to an epsilon of either."""
+        self._ledger.refresh()
+        released = set(self._ledger.runs())
+        for entry in self._ledger.entries():
+            found = _UNIT.match(entry.note) if entry.kind == "attempt" else None
+            if found and found[1] != self._unit and entry.run in released:
+                raise LedgerError(
+                    f"Run {self._run!r} has privacy.unit={self._unit!r}, but run {entry.run!r} on "
+                    f"the ledger of {self._ledger.dataset!r} has {found[1]!r}: what they cost "
+                    f"together cannot be said. Set privacy.unit={found[1]!r}."
+                )
 
     def _require_attempt(self) -> None:
         if self._attempt == 0:

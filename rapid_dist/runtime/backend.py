@@ -33,6 +33,7 @@ class KeeperMaker:
     dataset: str
     run: str
     plan: PrivacyPlan
+    unit: str
 
     def __call__(self) -> LedgerKeeper:
         plan = self.plan
@@ -47,6 +48,7 @@ class KeeperMaker:
             event,
             planned_steps=steps,
             reserve_steps=plan.reserve_steps,
+            unit=self.unit,
         )
 
 

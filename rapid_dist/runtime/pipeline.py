@@ -150,6 +150,7 @@ def _context(
         dataset=recipe.data.private.name,
         run=directory.run,
         plan=prepared.plan,
+        unit=recipe.privacy.unit,
     )
     kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
     backend = kind(recipe.runtime, maker, figures.on_report)

@@ -30,12 +30,14 @@ def _ledger(storage: Storage) -> Ledger:
     return Ledger.open(storage, "faces", clock=FakeClock())
 
 
-def _keeper(storage: Storage, run: str = "run-1", epsilon: float = 3.0) -> LedgerKeeper:
+def _keeper(
+    storage: Storage, run: str = "run-1", epsilon: float = 3.0, unit: str = "record"
+) -> LedgerKeeper:
     planned = _plan()
     assert planned.dp_sgd is not None
     budget = Budget(epsilon=epsilon, delta=CONFIG.delta)
     return LedgerKeeper(
-        _ledger(storage), run, budget, planned.dp_sgd.event(), planned.dp_sgd.steps, 3
+        _ledger(storage), run, budget, planned.dp_sgd.event(), planned.dp_sgd.steps, 3, unit
     )
 
 
@@ -164,6 +166,19 @@ def test_other_runs_of_the_data_set_add_to_its_total_and_not_to_the_run() -> Non
     assert found.runs["run-1"] == found.runs["run-2"]
     one = found.runs["run-1"].reported
     assert one < found.dataset.reported < 2 * one  # Composition is better than adding up.
+
+
+def test_runs_that_count_images_and_runs_that_count_patients_share_no_ledger() -> None:
+    storage = MemoryStorage()
+    _keeper(storage, "unused", unit="group").begin_attempt()  # Has released nothing: no matter.
+    images = _keeper(storage, "run-1")
+    images.begin_attempt()
+    images.charge(0)
+    before = dict(storage.files)
+    with pytest.raises(LedgerError, match=r"has 'record'.*Set privacy\.unit='record'"):
+        _keeper(storage, "run-2", unit="group").begin_attempt()
+    assert storage.files == before
+    assert _keeper(storage, "run-2").begin_attempt().number == 1
 
 
 def test_the_claim_states_what_the_ledger_holds() -> None:
