@@ -10,7 +10,10 @@ from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
 
 _RELATIONS = {"zero_out": "replacing any one {unit} by nothing (zero-out; their number is public)"}
-_UNITS = {"record": "record", "group": "group of records"}
+_UNITS = {
+    "record": ("record", "records"),
+    "group": ("group of records", "groups of records"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class Claim:
 
     dataset: str
     run: str
-    num_records: int
+    num_records: int  # Privacy units: groups where the unit is a group.
     relation: str
     unit: str
     budget: Budget
@@ -36,10 +39,11 @@ class Claim:
     @property
     def sentence(self) -> str:
         """The claim in one sentence."""
-        relation = _RELATIONS[self.relation].format(unit=_UNITS[self.unit])
+        unit, units = _UNITS[self.unit]
+        relation = _RELATIONS[self.relation].format(unit=unit)
         return (
             f"Everything that run {self.run!r} releases of the {self.num_records:,} private "
-            f"records of {self.dataset!r} is ({rounded_up(self.spent.reported)}, "
+            f"{units} of {self.dataset!r} is ({rounded_up(self.spent.reported)}, "
             f"{self.budget.delta:g})-differentially private under {relation}."
         )
 

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -198,6 +199,10 @@ def test_the_claim_states_what_the_ledger_holds() -> None:
     assert "0.0001)-differentially private under replacing any one record" in said.sentence
     assert float(said.sentence.split("is (")[1].split(",")[0]) >= said.spent.reported
     assert any(ledger.head in sentence for sentence in said.sentences)
+    # N counts units: 1,000 patients are not 1,000 images.
+    grouped = claim(replace(CONFIG, unit="group"), NUM_RECORDS, ledger, "run-1")
+    assert "1,000 private groups of records of 'faces'" in grouped.sentence
+    assert "replacing any one group of records by nothing" in grouped.sentence
 
 
 def test_a_run_over_its_budget_is_said_to_be_over_it() -> None:
