@@ -215,7 +215,7 @@ def _finish(
     results.write_pages(context, summary, claimed, curve, quality)
     entries = results.ledger_of(ledger, directory.run)
     record_results(directory, tracked, summary, curve, entries)
-    directory.write_json("summary.json", summary)
+    directory.write_json("summary.json", summary, private=True)  # Its quality is internal (P13).
     return summary
 
 

@@ -74,7 +74,8 @@ class RunDirectory:
         """Begins or goes on with a run; refuses a directory that another recipe has begun."""
         self.storage: Storage = open_storage(out)
         # Not for everybody on this machine: internal results may not leave (P13).
-        self.internal: Storage = open_storage(out, private=True).child("internal")
+        self._own: Storage = open_storage(out, private=True)
+        self.internal: Storage = self._own.child("internal")
         self._admit(recipe)
         self.internal.write("README.txt", INTERNAL.encode())  # First, so that the folder is ours.
         self.run = self._run_name(recipe.name)
@@ -90,9 +91,10 @@ class RunDirectory:
             return {}
         return content
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, content: Mapping[str, Any], *, private: bool = False) -> None:
+        """Writes a JSON file of the run, ``private`` for what holds internal figures as well."""
         text = json.dumps(content, indent=2, allow_nan=False)
-        self.storage.write(name, text.encode() + b"\n")
+        (self._own if private else self.storage).write(name, text.encode() + b"\n")
 
     def is_done(self, stage: str) -> bool:
         return bool(self.read_json(f"stages/{stage}.json").get("done"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ def test_a_run_leaves_what_is_promised_and_keeps_internal_figures_apart(
     notice = json.loads((out / "internal" / "quality.json").read_text())["notice"]
     assert notice not in (out / "report.html").read_text()
     assert notice in (out / "internal" / "report.html").read_text()
+    for name in ("summary.json", "internal/quality.json", "internal/report.html"):
+        assert stat.S_IMODE((out / name).stat().st_mode) == 0o600, name
 
 
 def test_private_stages_leave_no_figure_but_how_far_they_were(
