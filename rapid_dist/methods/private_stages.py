@@ -210,7 +210,8 @@ class TrainTask:
                 [s.standard_normal(clean.shape[1:], dtype=np.float32) for s in streams]
             )
             _, ids = base.search(embed(clean + level * torch.from_numpy(noise)), 1)
-            return to_unit(base.images(ids[:, 0]))
+            # A query that is not finite has no neighbour; one record may not end the run (P3).
+            return to_unit(base.images(np.maximum(ids[:, 0], 0)))
 
         return find
 

@@ -33,11 +33,13 @@ def noised_histogram(
     The query must be in the ledger before this is called (P6).
 
     Args:
-      clusters: int64 [N], every record's cluster, each a function of that record alone.
+      clusters: int64 [N], every record's cluster, each a function of that record alone; -1 for
+        one whose features are not finite: it casts no vote.
       noise_multiplier: stddev of the noise; the sensitivity is 1.
     """
-    cells = images.labels * num_clusters + clusters
+    cells = images.labels * num_clusters + np.maximum(clusters, 0)
     votes = np.ones(len(cells)) if images.groups is None else _shares(images.groups)
+    votes = np.where(clusters >= 0, votes, 0.0)
     counts = np.bincount(cells, votes, minlength=num_classes * num_clusters)
     flat = torch.from_numpy(counts.astype(np.float32))  # Exact below 2^24 records a cell.
     add_noise_(flat, noise_multiplier, key, step=0, attempt=attempt, purpose="prior")

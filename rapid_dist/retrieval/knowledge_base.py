@@ -147,9 +147,10 @@ class KnowledgeBase:
     def image_of(self, ids: np.ndarray) -> np.ndarray:
         """Entries int64 [n] -> the reference image of each, int64 [n]: a row of ``features``."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
+            # Which ids, it does not say: a private record's neighbour is private (P9).
             raise ConfigError(
-                f"Entry ids must be in 0..{len(self) - 1}, got {ids.min()}..{ids.max()}. "
-                "A search for more neighbors than there are gives -1; ask for fewer."
+                f"Entry ids must be in 0..{len(self) - 1}. A search for more neighbors than there "
+                "are, or by a query that is not finite, gives -1."
             )
         rows: np.ndarray = ids // len(self.manifest.spec.seeds)
         return rows

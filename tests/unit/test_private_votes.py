@@ -49,6 +49,15 @@ def test_counts_stand_in_the_cell_of_class_and_cluster() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_record_without_finite_features_casts_no_vote(label: int) -> None:
+    images, clusters = private_images(12), _clusters(12)
+    victim = int(np.flatnonzero(images.labels == label)[0])
+    gone = np.arange(12) == victim
+    without = _histogram(_without(images, gone), clusters[~gone])
+    assert np.array_equal(_histogram(images, np.where(gone, -1, clusters)), without)
+
+
 def _sensitivity(images: PrivateImages, units: np.ndarray, clusters: np.ndarray) -> float:
     """The largest L2 change of the histogram when a unit's images go; the noise is frozen."""
     whole = _histogram(images, clusters)
