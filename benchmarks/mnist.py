@@ -31,13 +31,15 @@ BUDGETS = {
         "knowledge_base.clusters=4000",
     ],
 }
+COUNT_WITHOUT_PRIOR = 5_000  # Images a mode; these cost several times as many evaluations.
 
 
 def without_prior(recipe: Recipe, out: str, public: str) -> dict[str, Any]:
     """Samples the trained model of a run again, from pure noise or by query, and measures it."""
     settings = method_settings(recipe)
     source = "noise" if settings.train.mode == "full" else "query"
-    settings = replace(settings, sampling=replace(settings.sampling, source=source))
+    sampling = replace(settings.sampling, source=source, count=COUNT_WITHOUT_PRIOR)
+    settings = replace(settings, sampling=sampling)
     denoiser = artifacts.get_denoiser(f"{out}/{private_stages.PRIVATE}")
     labels = np.arange(settings.sampling.count) % 10
     if source == "noise":
@@ -72,7 +74,7 @@ def without_prior(recipe: Recipe, out: str, public: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--parts", default="modes,budgets", help="modes, budgets, splits")
+    parser.add_argument("--parts", default="10,modes,0.2", help="of: 10, modes, 0.2, splits")
     parser.add_argument("--best", default="late", help="the mode that goes on to other budgets")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -115,22 +117,18 @@ def main() -> None:
         write("mnist", {"rows": rows, "delta": 1e-5})
 
     parts = options.parts.split(",")
-    if "modes" in parts:
-        for mode in ("late", "surrogate", "full"):
-            run(
-                f"{mode}-1",
-                [*AT_1, f"train.mode={mode}"],
-                controls=mode == "late",
-                bare=True,
-            )
-    if "budgets" in parts:
-        for epsilon, overrides in BUDGETS.items():
-            run(
-                f"{options.best}-{epsilon}",
-                [*overrides, f"train.mode={options.best}"],
-                controls=True,
-                bare=False,
-            )
+    for part in parts:
+        if part in BUDGETS:
+            mode = f"train.mode={options.best}"
+            run(f"{options.best}-{part}", [*BUDGETS[part], mode], controls=True, bare=False)
+        elif part == "modes":
+            for mode in ("late", "surrogate", "full"):
+                run(
+                    f"{mode}-1",
+                    [*AT_1, f"train.mode={mode}"],
+                    controls=mode == "late",
+                    bare=True,
+                )
     if "splits" in parts:
         for split in (300, 410, 500):
             run(
