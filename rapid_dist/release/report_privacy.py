@@ -107,8 +107,14 @@ def origin_section(summary: Mapping[str, Any], claim: Sequence[str]) -> Section:
     body = "".join(paragraph(sentence) for sentence in claim[1:])
     body += "<h3>Check it</h3>" + paragraph("The ledger's last entry has this hash:")
     body += f"<pre><code>{escape(privacy['ledger_head'])}</code></pre>"
-    body += paragraph("This recomputes the chain of hashes and epsilon from the ledger alone:")
-    body += f"<pre><code>rapid-dist ledger verify --recipe {escape(summary['recipe'])}</code></pre>"
+    body += paragraph(
+        "The first command recomputes the chain of hashes and looks for that entry: without it, "
+        "entries cut off the end could not be noticed. The second recomputes epsilon from the "
+        "ledger alone:"
+    )
+    recipe = escape(summary["recipe"])
+    verify = f"rapid-dist ledger verify --recipe {recipe} --head {escape(privacy['ledger_head'])}"
+    body += f"<pre><code>{verify}\nrapid-dist ledger show --recipe {recipe}</code></pre>"
     if registry:
         aliases = ", ".join(registry.get("aliases", [])) or "none"
         body += "<h3>The registered model</h3>" + facts(

@@ -173,6 +173,12 @@ def test_what_an_officer_looks_for_is_on_the_page() -> None:
         assert wanted in text, wanted
 
 
+def test_the_officer_is_told_a_check_that_notices_entries_cut_off_the_ledger() -> None:
+    page = render_report(_inputs())
+    assert f"ledger verify --recipe digits --head {'f00d' * 16}" in page  # Alone it does not.
+    assert "ledger show --recipe digits" in page  # Verify computes no epsilon.
+
+
 def test_text_from_outside_is_escaped_everywhere() -> None:
     evil = "<script>alert('x')</script>&"
     inputs = _inputs()
