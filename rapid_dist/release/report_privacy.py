@@ -91,9 +91,16 @@ def accounting_section(summary: Mapping[str, Any], curve: EpsilonCurve | None) -
         )
     pairs = [
         ("steps of DP-SGD", f"{privacy['steps']:,}"),
-        ("sample rate", f"{privacy['sample_rate']:.4g}"),
-        ("noise multiplier", f"{privacy['noise_multiplier']:.4g}"),
-        ("largest gradient norm", f"{privacy['max_grad_norm']:g}"),
+        ("sample rate", privacy["sample_rate"]),
+        ("noise multiplier", privacy["noise_multiplier"]),
+        ("noise multiplier of the prior", privacy.get("prior_noise_multiplier")),
+        ("largest gradient norm", privacy["max_grad_norm"] if privacy["steps"] else None),
+    ]
+    # A run without DP-SGD, or without a prior, has no such constant.
+    pairs = [
+        (name, value if isinstance(value, str) else f"{value:.4g}")
+        for name, value in pairs
+        if value is not None
     ]
     body += "<h3>Constants of the mechanism</h3>" + paragraph(
         "All of them are declared in public and none is read off the private data.", "note"

@@ -179,6 +179,16 @@ def test_the_officer_is_told_a_check_that_notices_entries_cut_off_the_ledger() -
     assert "ledger show --recipe digits" in page  # Verify computes no epsilon.
 
 
+def test_a_run_of_the_prior_alone_has_a_report_and_states_the_noise_of_its_prior() -> None:
+    inputs = _inputs()
+    alone = {"steps": 0, "sample_rate": None, "noise_multiplier": None}
+    privacy = {**inputs.summary["privacy"], **alone, "prior_noise_multiplier": 1.25}
+    text = Page(render_report(replace(inputs, summary={**inputs.summary, "privacy": privacy}))).text
+    assert "noise multiplier of the prior" in text
+    assert "1.25" in text
+    assert "sample rate" not in text
+
+
 def test_text_from_outside_is_escaped_everywhere() -> None:
     evil = "<script>alert('x')</script>&"
     inputs = _inputs()
