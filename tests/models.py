@@ -140,7 +140,7 @@ class CountingKeeper:
         self.attempt += 1
         return Attempt(self.attempt, self.affordable - len(self.charged))
 
-    def charge(self, step: int) -> None:
+    def charge(self, step: int, attempt: int | None = None) -> None:
         if len(self.charged) >= self.affordable:
             raise BudgetError(f"Step {step} is not paid for.")
         self.charged.append((self.attempt, step))

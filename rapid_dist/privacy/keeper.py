@@ -79,13 +79,22 @@ class LedgerKeeper:
         self._count_affordable()
         return Attempt(number=self._attempt, affordable_steps=self._affordable)
 
-    def charge(self, step: int) -> None:
+    def charge(self, step: int, attempt: int | None = None) -> None:
         """Charges one step; it is durable on return, and only then may be taken.
+
+        Args:
+          attempt: the number of the attempt that asks. One keeper serves all attempts of a group
+            of workers, and a worker thought dead may still ask it.
 
         Raises BudgetError, leaving no entry, if the step would pass the run's budget, and
         LedgerError if a newer attempt has begun.
         """
         self._require_attempt()
+        if attempt not in (None, self._attempt):
+            raise LedgerError(
+                f"Attempt {attempt} of run {self._run!r} is fenced: attempt {self._attempt} has "
+                "begun. Stop this process."
+            )
         if not 0 <= step < self._planned_steps:
             raise BudgetError(
                 f"Step {step} of run {self._run!r} is not among the {self._planned_steps} planned "

@@ -40,7 +40,7 @@ class Keeper(Protocol):
 
     def begin_attempt(self) -> Attempt: ...
 
-    def charge(self, step: int) -> None: ...
+    def charge(self, step: int, attempt: int | None = None) -> None: ...
 
 
 def train_private(
@@ -100,7 +100,7 @@ def train_private(
         key=key,
         attempt=attempt,
         collective=collective,
-        charge=keeper.charge,
+        charge=lambda step: keeper.charge(step, attempt),
     )
     for step in range(first, mechanism.steps):
         flat = private_step.noised_gradient(denoiser, step)

@@ -27,9 +27,9 @@ class KeeperClient:
     def begin_attempt(self) -> Attempt:
         return _asked(self._actor.begin_attempt.remote(), Attempt)
 
-    def charge(self, step: int) -> None:
+    def charge(self, step: int, attempt: int | None = None) -> None:
         """Returns when the entry is durable; raises what the keeper raised."""
-        _asked(self._actor.charge.remote(step), type(None))
+        _asked(self._actor.charge.remote(step, attempt), type(None))
 
     def charge_query(self, event: GaussianEvent, purpose: str) -> None:
         _asked(self._actor.charge_query.remote(event, purpose), type(None))
@@ -61,8 +61,8 @@ class _Keeper:
     def begin_attempt(self) -> Attempt:
         return self._keeper().begin_attempt()
 
-    def charge(self, step: int) -> None:
-        self._keeper().charge(step)
+    def charge(self, step: int, attempt: int | None = None) -> None:
+        self._keeper().charge(step, attempt)
 
     def charge_query(self, event: GaussianEvent, purpose: str) -> None:
         self._keeper().charge_query(event, purpose)

@@ -9,7 +9,7 @@ import torch
 from rapid_dist.collective import SingleProcess
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
-from rapid_dist.errors import BudgetError, CheckpointError, ConfigError, DataError
+from rapid_dist.errors import BudgetError, CheckpointError, ConfigError, DataError, LedgerError
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
@@ -42,6 +42,7 @@ def _train(
     storage: MemoryStorage,
     *,
     crash_at: int | None = None,
+    overtaken_at: int | None = None,
     denoiser: Denoiser | None = None,
     plan: dict[str, Any] | None = None,
     **changes: Any,
@@ -52,6 +53,8 @@ def _train(
 
     def on_step(figures: dict[str, float]) -> None:
         seen[int(figures["step"])] = _weights(own)
+        if figures["step"] == overtaken_at:
+            keeper.begin_attempt()
         if figures["step"] == crash_at:
             raise _Crash(seen)
 
@@ -158,7 +161,7 @@ def test_a_budget_that_does_not_pay_for_the_rest_is_refused_before_a_step() -> N
 
 def test_a_refused_charge_leaves_the_weights_as_they_were() -> None:
     class Refuses(CountingKeeper):
-        def charge(self, step: int) -> None:
+        def charge(self, step: int, attempt: int | None = None) -> None:
             raise BudgetError("Nothing is left.")
 
     denoiser, storage = tiny_denoiser(), MemoryStorage()
@@ -188,6 +191,16 @@ def test_the_ledger_holds_every_step_of_every_attempt() -> None:
     entries = Ledger.open(ledger, "faces").entries()
     steps = [(entry.attempt, entry.step) for entry in entries if entry.kind == "step"]
     assert steps == [(1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (2, 5)]
+
+
+def test_a_worker_thought_dead_takes_no_step_once_the_others_have_begun_again() -> None:
+    ledger, storage = MemoryStorage(), MemoryStorage()
+    with pytest.raises(LedgerError, match="Attempt 1 of run 'run-1' is fenced: attempt 2"):
+        _train(_ledger_keeper(ledger, reserve=1), storage, overtaken_at=3)  # One keeper for both.
+    entries = Ledger.open(ledger, "faces").entries()
+    assert [(entry.attempt, entry.step) for entry in entries if entry.kind == "step"] == [
+        (1, 0), (1, 1), (1, 2)
+    ]  # fmt: skip
 
 
 def test_a_crash_without_a_reserve_ends_in_a_refusal() -> None:
