@@ -1,4 +1,8 @@
-"""What the benchmarks share: one run of a recipe in this process, and one file of results."""
+"""What the benchmarks share: one run of a recipe, and one file of results.
+
+Training runs on one worker of one thread a core: for networks of this size two threads of one
+worker are hardly faster than one.
+"""
 
 import argparse
 import json
@@ -19,7 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", default="runs/benchmarks", help="where runs are kept; resumable")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--backend", default="ray", choices=["ray", "process"])
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], help="of every recipe: a.b=value"
     )
@@ -27,12 +32,17 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 def run_recipe(
-    name: str, out: str, threads: int, overrides: list[str]
+    name: str, out: str, options: argparse.Namespace, overrides: list[str]
 ) -> tuple[Recipe, dict[str, Any], dict[str, Any]]:
-    """Runs a whole recipe in this process and returns it, its summary and its quality."""
+    """Runs a whole recipe, or reads back a finished one: itself, its summary, its quality."""
     recipe = load_recipe(
         name,
-        ["runtime.backend=process", f"runtime.threads_per_worker={threads}", *overrides],
+        [
+            f"runtime.backend={options.backend}",
+            f"runtime.workers={options.workers}",
+            *overrides,
+            *options.overrides,
+        ],
     )
     summary = pipeline.run(recipe, out)
     quality = json.loads(open_storage(out).child("internal").read("quality.json"))

@@ -25,9 +25,9 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     epsilons, nfe = [], []
     for seed in SEEDS:
-        common = [f"sampling.seed={seed}", *options.overrides]
+        common = [f"sampling.seed={seed}"]
         _, summary, quality = run_recipe(
-            "digits", f"{options.out}/digits-rapid-{seed}", options.threads, common
+            "digits", f"{options.out}/digits-rapid-{seed}", options, common
         )
         found.setdefault("rapid", []).append(figures(quality["samples"]))
         for name, control in quality["controls"].items():
@@ -35,7 +35,7 @@ def main() -> None:
         epsilons.append(summary["privacy"]["epsilon"])
         nfe.append(summary["sampling"]["nfe"])
         _, _, scratch = run_recipe(
-            "digits", f"{options.out}/digits-dpdm-{seed}", options.threads, [*SCRATCH, *common]
+            "digits", f"{options.out}/digits-dpdm-{seed}", options, [*SCRATCH, *common]
         )
         found.setdefault("without public data (dpdm)", []).append(figures(scratch["samples"]))
     rows: list[dict[str, Any]] = []

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import arguments, figures, run_recipe, table, write
 
 from rapid_dist.config import Recipe, method_settings
@@ -21,7 +20,7 @@ from rapid_dist.methods import artifacts, private_stages, sampling_stages
 from rapid_dist.release.generator import Generator
 from rapid_dist.storage import open_storage
 
-AT_1 = ["privacy.epsilon=1", "privacy.prior_share=0.75", "privacy.steps=60"]
+AT_1 = ["privacy.epsilon=1", "privacy.prior_share=0.75", "privacy.steps=40"]
 BUDGETS = {
     "10": ["privacy.epsilon=10", "privacy.prior_share=0.3"],
     "0.2": [
@@ -77,7 +76,6 @@ def main() -> None:
     parser.add_argument("--parts", default="10,modes,0.2", help="of: 10, modes, 0.2, splits")
     parser.add_argument("--best", default="late", help="the mode that goes on to other budgets")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     public = f"{options.out}/public"
     rows: list[dict[str, Any]] = []
 
@@ -86,12 +84,11 @@ def main() -> None:
         recipe, summary, quality = run_recipe(
             "mnist",
             out,
-            options.threads,
+            options,
             [
                 f"runtime.public_dir={public}",
                 f"evaluation.controls={str(controls).lower()}",
                 *overrides,
-                *options.overrides,
             ],
         )
         about = {
