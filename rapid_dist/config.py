@@ -65,6 +65,7 @@ class RuntimeConfig(_Node):
     max_failures: int = Field(default=2, ge=0)  # Restarts of a stage's workers before it fails.
     public_dir: str | None = None  # Shared store of public stages; None = beside the run.
     ledger_dir: str | None = None  # Ledgers of all private data sets; None = beside the run.
+    price_per_hour: float | None = Field(default=None, ge=0)  # Of the cluster; for the report.
     debug: bool = False  # May log private values; such a run can never be released (P9).
 
 

@@ -7,7 +7,7 @@ into the run's ``internal/`` folder and its internal report, never into a bundle
 are measured exactly as the samples are; a method that does not beat them is reported as such.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -124,6 +124,7 @@ def evaluate(
     config: EvaluationConfig,
     seed: int,
     extractor: Extractor | None = None,
+    on_set: Callable[[], None] | None = None,
 ) -> Quality:
     """Measures samples uint8 [n, C, S, S] with labels int64 [n], and each control likewise.
 
@@ -133,6 +134,7 @@ def evaluate(
       held_out: real images that nothing was trained or chosen on.
       extractor: of the FID-like figures; pixels by default. Memorisation is always in pixels,
         where a copy is at distance 0.
+      on_set: called whenever one set has been measured.
     """
     extractor = extractor or PixelExtractor()
     pixels = PixelExtractor()
@@ -145,7 +147,7 @@ def evaluate(
 
     def measure(images: UInt8Array, of_labels: Int64Array) -> SetQuality:
         num_classes = held_out.spec.num_classes
-        return SetQuality(
+        found = SetQuality(
             num_images=len(images),
             classifiers=train_and_score(
                 images, of_labels, held_out, num_classes, seed, config.classifiers
@@ -161,6 +163,9 @@ def evaluate(
                 held_out_pixels,
             ),
         )
+        if on_set is not None:
+            on_set()
+        return found
 
     measured = {name: measure(*images_and_labels) for name, images_and_labels in sets.items()}
     return Quality(

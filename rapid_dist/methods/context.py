@@ -74,6 +74,7 @@ class RunContext:
     backend: Backend
     privacy: Callable[[], dict[str, Any]]  # What the ledger says now, as in summary.json.
     versions: dict[str, str]
+    report: Callable[[str, dict[str, float]], None]  # (stage, how far it is), from this process.
 
 
 @dataclass(frozen=True, kw_only=True)

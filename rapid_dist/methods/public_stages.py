@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rapid_dist.collective import Collective
-from rapid_dist.data.images import PublicImages, to_unit
+from rapid_dist.data.images import PublicImages, from_unit, to_unit
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts
@@ -108,7 +108,7 @@ def open_embedder(settings: MethodSettings, public_uri: str) -> Embed:
     denoiser = artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri).eval()
     level = settings.schedule.level(settings.split.query_step)
     if settings.knowledge_base.keys == "pixels":
-        return lambda states: pixel_features(_as_bytes(clean_estimate(denoiser, states, level)))
+        return lambda states: pixel_features(from_unit(clean_estimate(denoiser, states, level)))
     extractor = artifacts.get_extractor(public.child(artifacts.extractor_name(settings)).uri)
 
     @torch.no_grad()
@@ -132,11 +132,6 @@ def open_features(settings: MethodSettings, public_uri: str) -> FeaturesOf:
         return np.concatenate(parts)
 
     return features_of
-
-
-def _as_bytes(estimate: torch.Tensor) -> np.ndarray:
-    pixels: np.ndarray = ((estimate + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-    return pixels
 
 
 @dataclass(frozen=True, kw_only=True)

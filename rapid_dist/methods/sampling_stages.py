@@ -1,6 +1,7 @@
 """The stages after training: generate, and evaluate beside the controls."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,11 @@ from rapid_dist.retrieval.prior import TrajectoryPrior
 from rapid_dist.storage import Storage, open_storage
 
 BUNDLE, SAMPLES, CONTROLS = "bundle", "samples", "internal/controls"
+
+
+def control_file(name: str) -> str:
+    """Returns where the images of a control are stored, in the run directory."""
+    return f"{CONTROLS}/{name.replace(' ', '-').replace(',', '')}.npz"
 
 
 def class_names(settings: MethodSettings) -> tuple[str, ...]:
@@ -186,6 +192,7 @@ def sample_by_query(
     labels: np.ndarray,
     *,
     seed: int,
+    on_batch: Callable[[int], None] | None = None,
 ) -> QueryPath:
     """The paper's sampling: public model from the top to k, query, jump to v, private model to 0.
 
@@ -224,6 +231,8 @@ def sample_by_query(
                 from_unit(clean)[:count],
             )
         )
+        if on_batch is not None:
+            on_batch(start + count)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     rows = len(parts) * BLOCK_ROWS
     nfe = (public.evaluations + embedded + denoiser.evaluations) / rows
@@ -246,50 +255,56 @@ def _generate_by_query(context: RunContext, storage: Storage) -> None:
         artifacts.get_denoiser(context.out.child(PRIVATE).uri),
         labels,
         seed=settings.sampling.seed,
+        on_batch=lambda drawn: context.report("generate", {"step": drawn, "steps": len(labels)}),
     )
     artifacts.put_images(storage, "samples.npz", path.sample, labels)
     artifacts.mark_done(storage, {"nfe": path.nfe})
 
 
-def control_sets(context: RunContext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Draws every control of design.md, section 3, as many images as there are samples.
+def controls_of(context: RunContext, labels: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
+    """Returns what draws each control of design.md, section 3: one image a label.
 
     At no budget: the public model alone, references drawn uniformly, and the public model run from
     those. At the prior's budget: its references as they are, the public model run from them, and
-    the adapted model without a step of DP-SGD. Labels that a control cannot know go round.
+    the adapted model without a step of DP-SGD.
     """
     settings = context.settings
-    labels = np.arange(settings.sampling.count) % num_classes(settings)
     place = context.public.child(artifacts.pretrain_name(settings))
     public = artifacts.get_denoiser(place.uri).without_labels(num_classes(settings))
     base = open_knowledge_base(settings, context.public.uri)
     late = bundle_facts(settings, "prior", {}, {})
     seed = settings.sampling.seed
 
-    def drawn(denoiser: Denoiser, facts: BundleFacts, prior: TrajectoryPrior | None) -> np.ndarray:
-        generator = Generator(make_bundle(settings, denoiser, facts, prior, base))
-        images: np.ndarray = generator.generate(labels, seed=seed)
-        return images
+    def model(
+        denoiser: Denoiser, facts: BundleFacts, prior: TrajectoryPrior | None
+    ) -> Callable[[], np.ndarray]:
+        def draw() -> np.ndarray:  # Here, so that one control's references are held at a time.
+            generator = Generator(make_bundle(settings, denoiser, facts, prior, base))
+            return generator.generate(labels, seed=seed)
+
+        return draw
+
+    def references(prior: TrajectoryPrior) -> Callable[[], np.ndarray]:
+        return lambda: base.images(prior.draw(labels, seed, np.arange(len(labels))))
 
     uniform = uniform_prior(settings, base)
-    sets = {
-        "public model": drawn(public, bundle_facts(settings, "noise", {}, {}), None),
-        "references, uniform": base.images(uniform.draw(labels, seed, np.arange(len(labels)))),
-        "public model from uniform references": drawn(public, late, uniform),
+    controls = {
+        "public model": model(public, bundle_facts(settings, "noise", {}, {}), None),
+        "references, uniform": references(uniform),
+        "public model from uniform references": model(public, late, uniform),
     }
     if context.plan.prior is not None:
         prior = open_prior(context.out.uri)
         adapted = artifacts.get_denoiser(context.out.child(ADAPTED).uri)
-        sets["references from the prior"] = base.images(
-            prior.draw(labels, seed, np.arange(len(labels)))
-        )
+        controls["references from the prior"] = references(prior)
         if not settings.prior.jitter.is_off:
-            jittering = Generator(make_bundle(settings, public, late, prior, base))
-            sets["references from the prior, jittered"] = jittering.references(labels, seed=seed)
-        sets["public model from the prior"] = drawn(public, late, prior)
+            controls["references from the prior, jittered"] = lambda: Generator(
+                make_bundle(settings, public, late, prior, base)
+            ).references(labels, seed=seed)
+        controls["public model from the prior"] = model(public, late, prior)
         if context.plan.dp_sgd is not None:
-            sets["adapted model from the prior"] = drawn(adapted, late, prior)
-    return {name: (images, labels) for name, images in sets.items()}
+            controls["adapted model from the prior"] = model(adapted, late, prior)
+    return controls
 
 
 def run_evaluate(context: RunContext) -> None:
@@ -300,24 +315,32 @@ def run_evaluate(context: RunContext) -> None:
         return
     images, labels = artifacts.get_images(context.out.child(SAMPLES), "samples.npz")
     wanted = settings.method == "rapid" and settings.evaluation.controls
-    controls = control_sets(context) if wanted else {}
-    for name, (control, control_labels) in controls.items():
-        artifacts.put_images(
-            context.out.child(CONTROLS),
-            f"{name.replace(' ', '-').replace(',', '')}.npz",
-            control,
-            control_labels,
-        )
+    # Classes go round, also where a control cannot know them.
+    control_labels = np.arange(settings.sampling.count) % num_classes(settings)
+    controls = controls_of(context, control_labels) if wanted else {}
+    done = 0
+
+    def one_more() -> None:  # Every control is drawn once and measured once, the samples measured.
+        nonlocal done
+        done += 1
+        context.report("evaluate", {"step": done, "steps": 2 * len(controls) + 1})
+
+    drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, draw in controls.items():
+        drawn[name] = (draw(), control_labels)
+        artifacts.put_images(context.out, control_file(name), *drawn[name])
+        one_more()
     train, held_out = load_private(settings.private, settings.data_root)
     root = None if settings.data_root is None else Path(settings.data_root)
     quality: Quality = evaluate(
         images,
         labels,
-        controls,
+        drawn,
         train,
         held_out,
         settings.evaluation,
         settings.seed,
         extractor=open_extractor(settings.evaluation, root),
+        on_set=one_more,
     )
     storage.write("quality.json", json.dumps(quality.to_json(), indent=2).encode())

@@ -166,6 +166,7 @@ def _context(
             recipe, prepared.plan, _claim(prepared, directory)[1]
         ),
         versions=results.versions(),
+        report=figures.on_report,
     )
 
 
@@ -212,7 +213,9 @@ def _finish(
     curve = results.epsilon_curve(
         ledger, directory.run, claimed.budget.delta, claimed.budget.epsilon
     )
-    results.write_pages(context, summary, claimed, curve, quality)
+    results.write_pages(
+        context, summary, claimed, curve, quality, price_per_hour=recipe.runtime.price_per_hour
+    )
     entries = results.ledger_of(ledger, directory.run)
     record_results(directory, tracked, summary, curve, entries)
     directory.write_json("summary.json", summary, private=True)  # Its quality is internal (P13).

@@ -150,6 +150,8 @@ def write_pages(
     claim: Claim,
     curve: EpsilonCurve,
     quality: Mapping[str, Any],
+    *,
+    price_per_hour: float | None = None,
 ) -> None:
     """Writes samples.png, report.html and internal/report.html."""
     settings = context.settings
@@ -163,11 +165,12 @@ def write_pages(
         "class_names": names,
         "samples": samples,
         "controls": {
-            name: _image_set(context, f"{sampling_stages.CONTROLS}/{_file_name(name)}")
+            name: _image_set(context, sampling_stages.control_file(name))
             for name in quality.get("controls", {})
         },
         "strips": _strips(context) if settings.method == "rapid" else None,
         "curve": curve,
+        "price_per_hour": price_per_hour,
     }
     context.out.write("report.html", render_report(ReportInputs(**inputs)).encode())
     if quality:
@@ -194,7 +197,3 @@ def _strips(context: RunContext) -> Strips:
 def _image_set(context: RunContext, name: str) -> ImageSet:
     images, labels = artifacts.get_images(context.out, name)
     return ImageSet(images=images, labels=labels)
-
-
-def _file_name(control: str) -> str:
-    return f"{control.replace(' ', '-').replace(',', '')}.npz"
