@@ -170,9 +170,8 @@ class LocalStorage:
             return
         self._make_directory(path.parent)
         path.mkdir(mode=0o700 if self._private else 0o777, exist_ok=True)
-        self._sync_directory(
-            path.parent
-        )  # Else a crash could lose the directory with the file in it.
+        # Else a crash could lose the directory with the file in it.
+        self._sync_directory(path.parent)
 
     def _sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)

@@ -13,8 +13,8 @@ import numpy as np
 from rapid_dist.collective import Collective
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan
-from rapid_dist.privacy.keeper import Attempt
 from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.private.loop import Keeper as StepKeeper
 from rapid_dist.public.build import ShardPlan, ShardTask
 from rapid_dist.retrieval.manifest import ShardRecord
 from rapid_dist.storage import Storage
@@ -29,12 +29,8 @@ class Workers(Protocol):
     def run(self, task: Task, *, name: str, num_workers: int) -> None: ...
 
 
-class Keeper(Protocol):
-    """The ledger's keeper, wherever it lives."""
-
-    def begin_attempt(self) -> Attempt: ...
-
-    def charge(self, step: int, attempt: int | None = None) -> None: ...
+class Keeper(StepKeeper, Protocol):
+    """The ledger's keeper, wherever it lives: of steps, and of queries as well."""
 
     def charge_query(self, event: GaussianEvent, purpose: str) -> None: ...
 

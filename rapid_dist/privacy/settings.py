@@ -74,10 +74,6 @@ class PrivacyConfig:
         return Budget(epsilon=self.epsilon, delta=self.delta)
 
     @property
-    def has_prior(self) -> bool:
-        return self.prior_noise is not None or self.prior_share > 0
-
-    @property
     def has_training(self) -> bool:
         return self.prior_noise is not None or self.prior_share < 1
 

@@ -16,7 +16,7 @@ class TrainConfig:
 
     mode: Mode = "late"
     multiplicity: int = (
-        1  # K: draws of (step, noise, augmentation) a record, averaged before the clip.
+        1  # K: draws (step, noise, augmentation) a record, averaged before the clip.
     )
     shift: int = 0  # Augmentation: each draw shifts the image by up to this many pixels.
     flip: bool = False  # Augmentation: each draw mirrors the image with chance 1/2.

@@ -118,20 +118,6 @@ class TrajectoryPrior:
         probabilities: np.ndarray = share[self.cluster_of_entry]
         return probabilities
 
-    def expected_draws(self, labels: np.ndarray) -> np.ndarray:
-        """Returns how often each entry is expected when these int64 [n] labels are drawn, [E]."""
-        self._check(labels)
-        counts = np.bincount(labels, minlength=self.num_classes)
-        per_entry = (counts @ self.probabilities) / np.maximum(self._sizes, 1)
-        expected: np.ndarray = per_entry[self.cluster_of_entry]
-        return expected
-
-    def effective_references(self) -> np.ndarray:
-        """Returns 1 / sum of p(entry | class)^2, float64 [Y]: how many entries a class lives on."""
-        collision = (self.probabilities**2 / np.maximum(self._sizes, 1)).sum(axis=1)
-        effective: np.ndarray = 1.0 / collision
-        return effective
-
     def to_bytes(self) -> bytes:
         """Returns an npz without pickle, the same bytes for the same prior."""
         return pack_arrays(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from rapid_dist.errors import ConfigError, RapidError
@@ -138,9 +138,6 @@ class TrackedRun:
         ]
         for start in range(0, len(metrics), MOST_METRICS):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)

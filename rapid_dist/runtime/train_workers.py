@@ -24,11 +24,9 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer  # As ray.train gives 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rapid_dist.errors
-from rapid_dist.collective import Collective, SingleProcess, TorchCollective
+from rapid_dist.collective import SingleProcess, TorchCollective
 from rapid_dist.errors import RapidError
-
-Report = Callable[[dict[str, float]], None]
-Task = Callable[[Collective, Report], None]
+from rapid_dist.methods.context import Task
 
 POLL_SEC = 0.25
 CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowhere, for ever.

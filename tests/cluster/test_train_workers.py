@@ -9,7 +9,8 @@ import torch
 
 from rapid_dist.collective import Collective
 from rapid_dist.errors import BudgetError, RapidError
-from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers, Report
+from rapid_dist.methods.context import Report
+from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

@@ -66,21 +66,6 @@ def test_a_class_with_nothing_above_the_threshold_becomes_uniform():
     )
 
 
-def test_effective_references_count_entries_not_clusters():
-    even = TrajectoryPrior(np.arange(8) % 4, np.full((1, 4), 0.25))
-    np.testing.assert_allclose(even.effective_references(), [8.0])
-    np.testing.assert_allclose(_prior().effective_references()[1], 4.0)
-
-
-def test_expected_draws_add_up_to_the_samples_asked_for():
-    prior, labels = _prior(), np.array([0, 0, 1])
-    expected = prior.expected_draws(labels)
-    assert expected.sum() == pytest.approx(3)
-    np.testing.assert_allclose(
-        expected, 2 * prior.entry_probabilities(0) + prior.entry_probabilities(1)
-    )
-
-
 def test_a_prior_survives_its_file_and_a_changed_file_is_refused():
     prior = _prior()
     data = prior.to_bytes()
