@@ -17,7 +17,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from rapid_dist.release.generator import Generator
 
-BUNDLE = "bundle"  # The name of the one artifact.
+BUNDLE = "bundle"  # The name of the one artifact, also in registry.py.
 
 
 class GeneratorModel(PythonModel):

@@ -20,8 +20,9 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorS
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import open_bundle, verify_bundle
-from rapid_dist.release.pyfunc_model import BUNDLE
 
+# The name of the one artifact. Again in pyfunc_model.py, for importing that makes MLflow warn.
+BUNDLE = "bundle"
 PACKAGE = Path(__file__).parent.parent  # rapid_dist/
 REQUIRED_TAGS = ("dp.epsilon", "dp.delta", "dp.relation", "dp.unit", "dp.ledger_head")
 # What drawing images needs; the training's vendors are not among it.
