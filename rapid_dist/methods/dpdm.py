@@ -8,7 +8,7 @@ import torch
 
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
-from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.methods import artifacts, evaluation_stage, private_stages, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 
@@ -55,5 +55,5 @@ def stages() -> tuple[Stage, ...]:
         Stage(name="initial", run=run_initial),
         Stage(name="train", run=private_stages.run_train),
         Stage(name="generate", run=sampling_stages.run_generate),
-        Stage(name="evaluate", run=sampling_stages.run_evaluate),
+        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
     )

@@ -13,7 +13,7 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
     evaluate   against private records                                      internal
 """
 
-from rapid_dist.methods import private_stages, public_stages, sampling_stages
+from rapid_dist.methods import evaluation_stage, private_stages, public_stages, sampling_stages
 from rapid_dist.methods.context import Stage
 
 
@@ -27,5 +27,5 @@ def stages() -> tuple[Stage, ...]:
         Stage(name="adapt", run=private_stages.run_adapt),
         Stage(name="train", run=private_stages.run_train),
         Stage(name="generate", run=sampling_stages.run_generate),
-        Stage(name="evaluate", run=sampling_stages.run_evaluate),
+        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
     )

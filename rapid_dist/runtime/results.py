@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rapid_dist.config import Recipe
-from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.methods import artifacts, evaluation_stage, private_stages, sampling_stages
 from rapid_dist.methods.context import RunContext
 from rapid_dist.privacy.accounting import PrivacyPlan, epsilons
 from rapid_dist.privacy.ledger import Ledger
@@ -165,7 +165,7 @@ def write_pages(
         "class_names": names,
         "samples": samples,
         "controls": {
-            name: _image_set(context, sampling_stages.control_file(name))
+            name: _image_set(context, evaluation_stage.control_file(name))
             for name in quality.get("controls", {})
         },
         "strips": _strips(context) if settings.method == "rapid" else None,

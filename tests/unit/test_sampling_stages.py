@@ -12,7 +12,13 @@ import torch
 
 from rapid_dist.config import load_recipe, method_settings, recipe_names
 from rapid_dist.diffusion.denoiser import Denoiser
-from rapid_dist.methods import artifacts, private_stages, public_stages, sampling_stages
+from rapid_dist.methods import (
+    artifacts,
+    evaluation_stage,
+    private_stages,
+    public_stages,
+    sampling_stages,
+)
 from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.sampling_stages import GenerateTask, QueryPath
 from rapid_dist.methods.settings import MethodSettings
@@ -217,7 +223,7 @@ def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(plac
 
 def test_without_a_prior_the_controls_are_those_that_cost_no_budget(place: _Place) -> None:
     labels = np.arange(20) % 10
-    controls = sampling_stages.controls_of(_context(place, []), labels)
+    controls = evaluation_stage.controls_of(_context(place, []), labels)
     assert list(controls) == [
         "public model",
         "references, uniform",
@@ -233,11 +239,11 @@ def test_evaluation_says_how_far_it_is_and_keeps_what_the_report_will_show(place
     context = _context(place, reports)
     sampling_stages.run_generate(context)
     reports.clear()
-    sampling_stages.run_evaluate(context)
+    evaluation_stage.run_evaluate(context)
     # Three controls are drawn, and measured as the samples are.
     assert reports == [("evaluate", {"step": step, "steps": 7}) for step in range(1, 8)]
     quality = json.loads(context.internal.read("quality.json"))
     assert len(quality["controls"]) == 3
     for name in quality["controls"]:
-        images, _ = artifacts.get_images(place.out, sampling_stages.control_file(name))
+        images, _ = artifacts.get_images(place.out, evaluation_stage.control_file(name))
         assert len(images) == 70
