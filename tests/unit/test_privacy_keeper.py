@@ -96,6 +96,15 @@ def test_epsilon_from_the_ledger_is_the_plans() -> None:
     assert keeper.spent() == _plan().epsilons
 
 
+def test_the_comparison_with_the_plan_would_notice_a_step_that_was_not_charged() -> None:
+    keeper = _keeper(MemoryStorage())
+    keeper.begin_attempt()
+    _charge_prior(keeper)
+    for step in [*range(12), 9, 10]:
+        keeper.charge(step)
+    assert keeper.spent() != _plan().epsilons
+
+
 def test_a_restart_pays_for_its_repeated_steps_out_of_the_reserve() -> None:
     storage = MemoryStorage()
     first = _keeper(storage)
