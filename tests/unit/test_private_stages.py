@@ -4,33 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import private_stages
 from rapid_dist.private.draws import FindReferences
-from rapid_dist.public.build import build_knowledge_base
-from rapid_dist.retrieval.knowledge_base import KnowledgeBase
-from tests.fakes import MemoryStorage
-from tests.knowledge import embedders, knowledge_base_spec, reference_images
 from tests.models import mechanism
+from tests.untrained import UntrainedRun
 
 
-def _base() -> KnowledgeBase:
-    storage = MemoryStorage()
-    build_knowledge_base(reference_images(), knowledge_base_spec(), embedders()[0], storage)
-    return KnowledgeBase.open(storage)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> UntrainedRun:
+    return UntrainedRun(tmp_path_factory.mktemp("run"))
 
 
-def _by_query(base: KnowledgeBase, monkeypatch: pytest.MonkeyPatch) -> FindReferences:
-    monkeypatch.setattr(private_stages, "open_embedder", lambda settings, uri: embedders()[0])
+def _by_query(run: UntrainedRun) -> FindReferences:
     task = private_stages.TrainTask(
-        settings=method_settings(load_recipe("digits")),
+        settings=run.settings,
         mechanism=mechanism(),
-        public_uri="",
-        out_uri="",
+        public_uri=run.public.uri,
+        out_uri=run.out.uri,
         keeper=None,
     )
-    return task._by_query(base)
+    return task._by_query(run.knowledge_base())
 
 
 def _find(find: FindReferences, clean: torch.Tensor) -> torch.Tensor:
@@ -39,10 +33,10 @@ def _find(find: FindReferences, clean: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_record_whose_query_is_not_finite_neither_ends_the_run_nor_moves_another(
-    monkeypatch: pytest.MonkeyPatch,
+    run: UntrainedRun,
 ) -> None:
-    find = _by_query(_base(), monkeypatch)
-    clean = torch.rand((4, 1, 8, 8))
+    find = _by_query(run)
+    clean = torch.rand((4, 1, 8, 8), generator=torch.Generator().manual_seed(0))
     whole = _find(find, clean)
     broken = clean.clone()
     broken[2] = torch.nan
@@ -51,9 +45,10 @@ def test_a_record_whose_query_is_not_finite_neither_ends_the_run_nor_moves_anoth
     assert torch.equal(found[[0, 1, 3]], whole[[0, 1, 3]])
 
 
-def test_an_unanswered_search_does_not_say_what_the_others_have_found() -> None:
-    base = _base()
+def test_an_unanswered_search_does_not_say_what_the_others_have_found(run: UntrainedRun) -> None:
+    base = run.knowledge_base()
+    assert len(base) > 20
     with pytest.raises(ConfigError, match="Entry ids must be in 0") as caught:
-        base.images(np.array([-1, 77, 41]))
-    for neighbour in ("77", "41"):
+        base.images(np.array([-1, 17, 19]))
+    for neighbour in ("17", "19"):
         assert neighbour not in str(caught.value)

@@ -8,42 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from rapid_dist.config import load_recipe, method_settings, recipe_names
-from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import (
     artifacts,
     evaluation_stage,
     private_stages,
-    public_stages,
     sampling_stages,
 )
 from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.sampling_stages import GenerateTask, QueryPath
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import plan
-from rapid_dist.public.build import build_knowledge_base, knowledge_base_spec
 from rapid_dist.release.bundle import write_bundle
-from rapid_dist.retrieval.features import ContrastExtractor
 from rapid_dist.storage import LocalStorage
 from tests.bundles import tiny_bundle
 from tests.fakes import ThreadWorkers
+from tests.untrained import UntrainedRun
 
 COUNT = 150  # Two whole blocks of 64 rows and a part.
-TINY = [
-    "data.public.0.count=60",
-    "network.widths=[8]",
-    "network.attention=[false]",
-    "network.head_width=8",
-    "contrast.extractor.width=8",
-    "contrast.extractor.dim=8",
-    "sampling.late_intervals=2",
-    "sampling.early_intervals=2",
-    "privacy.prior_share=0",
-    "evaluation.classifiers.steps=2",
-    "evaluation.classifiers.logistic_iterations=2",
-]
 
 
 def _samples(folder: Path, world_size: int, **changes: Any) -> np.ndarray:
@@ -109,76 +92,42 @@ def test_no_recipe_takes_more_than_fifty_evaluations_a_sample(name: str, source:
     assert _evaluations(settings, source) <= 50
 
 
-class _Place:
-    """A run whose public stages are there, untrained: enough to draw from."""
-
-    def __init__(self, root: Path) -> None:
-        self.settings = method_settings(load_recipe("digits", TINY))
-        self.public, self.out = LocalStorage(root / "public"), LocalStorage(root / "out")
-        settings = self.settings
-        _, reference = artifacts.load_public_split(settings)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            own = _denoiser(settings, private_stages.num_classes(settings))
-            public = _denoiser(settings, reference.spec.num_classes)
-            extractor = ContrastExtractor(settings.contrast.extractor, 1, 8).freeze()
-        name = artifacts.pretrain_name(settings)
-        artifacts.put_denoiser(self.public.child(name), public)
-        artifacts.put_extractor(self.public.child(artifacts.extractor_name(settings)), extractor)
-        artifacts.put_denoiser(self.out.child(private_stages.PRIVATE), own)
-        spec = knowledge_base_spec(
-            settings.knowledge_base,
-            reference,
-            query_level=settings.schedule.level(settings.split.query_step),
-            embedder="test",
-        )
-        build_knowledge_base(
-            reference,
-            spec,
-            public_stages.open_embedder(settings, self.public.uri),
-            self.public.child(artifacts.knowledge_base_name(settings)),
-        )
-
-    def by_query(self, labels: np.ndarray, on_batch: Callable[[int], None] | None) -> QueryPath:
-        return sampling_stages.sample_by_query(
-            self.settings,
-            self.public.uri,
-            private_stages.open_knowledge_base(self.settings, self.public.uri),
-            artifacts.get_denoiser(self.out.child(private_stages.PRIVATE).uri),
-            labels,
-            seed=1,
-            on_batch=on_batch,
-        )
-
-
-def _denoiser(settings: MethodSettings, num_classes: int) -> Denoiser:
-    denoiser = Denoiser(settings.network, channels=1, size=8, num_classes=num_classes)
-    torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.3)  # Else all but nothing is drawn.
-    return denoiser
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> _Place:
-    return _Place(tmp_path_factory.mktemp("run"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> UntrainedRun:
+    return UntrainedRun(tmp_path_factory.mktemp("run"))
 
 
-def test_a_sample_by_query_depends_on_its_own_seed_and_id_alone(place: _Place) -> None:
+def _by_query(
+    place: UntrainedRun, labels: np.ndarray, on_batch: Callable[[int], None] | None = None
+) -> QueryPath:
+    return sampling_stages.sample_by_query(
+        place.settings,
+        place.public.uri,
+        place.knowledge_base(),
+        artifacts.get_denoiser(place.out.child(private_stages.PRIVATE).uri),
+        labels,
+        seed=1,
+        on_batch=on_batch,
+    )
+
+
+def test_a_sample_by_query_depends_on_its_own_seed_and_id_alone(place: UntrainedRun) -> None:
     labels, done = np.arange(70) % 10, []
-    many = place.by_query(labels, done.append)
-    few = place.by_query(labels[:5], None)
+    many = _by_query(place, labels, done.append)
+    few = _by_query(place, labels[:5])
     for column in ("query", "reference", "surrogate", "sample"):
         np.testing.assert_array_equal(getattr(few, column), getattr(many, column)[:5])
     assert len(np.unique(many.query, axis=0)) == 70
     assert done == [64, 70]
 
 
-def test_the_evaluations_of_a_query_are_counted_with_the_public_models(place: _Place) -> None:
+def test_the_evaluations_of_a_query_are_counted_with_the_public_models(place: UntrainedRun) -> None:
     # Two public intervals to k, one clean estimate as the query, two private intervals from v.
-    assert place.by_query(np.zeros(3, np.int64), None).nfe == 5
+    assert _by_query(place, np.zeros(3, np.int64)).nfe == 5
     assert _evaluations(place.settings, "query") == 5
 
 
-def _context(place: _Place, reports: list[tuple[str, dict[str, float]]]) -> RunContext:
+def _context(place: UntrainedRun, reports: list[tuple[str, dict[str, float]]]) -> RunContext:
     return RunContext(
         settings=replace(
             place.settings, sampling=replace(place.settings.sampling, source="query", count=70)
@@ -200,14 +149,16 @@ class _OneProcess:
     workers: Any = None
     num_workers = 1
 
-    def __init__(self, place: _Place) -> None:
+    def __init__(self, place: UntrainedRun) -> None:
         self._place = place
 
     def searcher(self, storage: LocalStorage) -> Any:
-        return private_stages.open_knowledge_base(self._place.settings, self._place.public.uri)
+        return self._place.knowledge_base()
 
 
-def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(place: _Place) -> None:
+def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(
+    place: UntrainedRun,
+) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     sampling_stages.run_generate(_context(place, reports))
     images, labels = artifacts.get_images(place.out.child("samples"), "samples.npz")
@@ -221,7 +172,7 @@ def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(plac
     ]
 
 
-def test_without_a_prior_the_controls_are_those_that_cost_no_budget(place: _Place) -> None:
+def test_without_a_prior_the_controls_are_those_that_cost_no_budget(place: UntrainedRun) -> None:
     labels = np.arange(20) % 10
     controls = evaluation_stage.controls_of(_context(place, []), labels)
     assert list(controls) == [
@@ -234,7 +185,9 @@ def test_without_a_prior_the_controls_are_those_that_cost_no_budget(place: _Plac
         np.testing.assert_array_equal(draw(), draw())
 
 
-def test_evaluation_says_how_far_it_is_and_keeps_what_the_report_will_show(place: _Place) -> None:
+def test_evaluation_says_how_far_it_is_and_keeps_what_the_report_will_show(
+    place: UntrainedRun,
+) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     context = _context(place, reports)
     sampling_stages.run_generate(context)
