@@ -1,17 +1,20 @@
 """A run whose public stages are there, untrained: enough to draw from and to search."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts, private_stages, public_stages
+from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.accounting import plan
 from rapid_dist.public.build import build_knowledge_base, knowledge_base_spec
 from rapid_dist.retrieval.features import ContrastExtractor
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
-from rapid_dist.storage import LocalStorage
+from rapid_dist.storage import LocalStorage, Storage
 
 TINY = [
     "data.public.0.count=60",
@@ -20,6 +23,8 @@ TINY = [
     "network.head_width=8",
     "contrast.extractor.width=8",
     "contrast.extractor.dim=8",
+    "sampling.source=query",
+    "sampling.count=70",
     "sampling.late_intervals=2",
     "sampling.early_intervals=2",
     "privacy.prior_share=0",
@@ -32,7 +37,8 @@ class UntrainedRun:
     """The digits recipe on 60 letters, with networks of one block."""
 
     def __init__(self, root: Path) -> None:
-        self.settings = method_settings(load_recipe("digits", TINY))
+        self.recipe = load_recipe("digits", TINY)
+        self.settings = method_settings(self.recipe)
         self.public, self.out = LocalStorage(root / "public"), LocalStorage(root / "out")
         settings = self.settings
         _, reference = artifacts.load_public_split(settings)
@@ -60,6 +66,33 @@ class UntrainedRun:
 
     def knowledge_base(self) -> KnowledgeBase:
         return private_stages.open_knowledge_base(self.settings, self.public.uri)
+
+    def context(self, reports: list[tuple[str, dict[str, float]]]) -> RunContext:
+        """Returns the context of a run that samples by query; what it reports is collected."""
+        return RunContext(
+            settings=self.settings,
+            plan=plan(self.settings.privacy, self.recipe.num_units),
+            out=self.out,
+            internal=self.out.child("internal"),
+            public=self.public,
+            backend=_OnlySearches(self),
+            privacy=dict,
+            versions={},
+            report=lambda stage, figures: reports.append((stage, figures)),
+        )
+
+
+class _OnlySearches:
+    """A backend for what is done in one process and charges nothing."""
+
+    workers: Any = None
+    num_workers = 1
+
+    def __init__(self, run: UntrainedRun) -> None:
+        self._run = run
+
+    def searcher(self, storage: Storage) -> KnowledgeBase:
+        return self._run.knowledge_base()
 
 
 def _denoiser(settings: MethodSettings, num_classes: int) -> Denoiser:

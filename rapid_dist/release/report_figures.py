@@ -160,7 +160,7 @@ def stages_section(summary: Mapping[str, Any], price_per_hour: float | None) -> 
     sampling = summary.get("sampling") or {}
     if "nfe" in sampling:
         said = f"One sample takes {sampling['nfe']:g} evaluations of the network"
-        if "images_per_second" in sampling:
+        if sampling.get("images_per_second") is not None:  # None where no time was taken.
             said += f"; {sampling['images_per_second']:,.3g} images a second were drawn here"
         body += paragraph(f"{said}.", "note")
     return Section(key="stages", title="Time and cost", body=body)

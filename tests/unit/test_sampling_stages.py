@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ from rapid_dist.methods import (
     private_stages,
     sampling_stages,
 )
-from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.sampling_stages import GenerateTask, QueryPath
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.privacy.accounting import plan
 from rapid_dist.release.bundle import write_bundle
 from rapid_dist.storage import LocalStorage
 from tests.bundles import tiny_bundle
@@ -127,40 +124,11 @@ def test_the_evaluations_of_a_query_are_counted_with_the_public_models(place: Un
     assert _evaluations(place.settings, "query") == 5
 
 
-def _context(place: UntrainedRun, reports: list[tuple[str, dict[str, float]]]) -> RunContext:
-    return RunContext(
-        settings=replace(
-            place.settings, sampling=replace(place.settings.sampling, source="query", count=70)
-        ),
-        plan=plan(place.settings.privacy, 1432),
-        out=place.out,
-        internal=place.out.child("internal"),
-        public=place.public,
-        backend=_OneProcess(place),
-        privacy=dict,
-        versions={},
-        report=lambda stage, figures: reports.append((stage, figures)),
-    )
-
-
-class _OneProcess:
-    """A backend that only searches."""
-
-    workers: Any = None
-    num_workers = 1
-
-    def __init__(self, place: UntrainedRun) -> None:
-        self._place = place
-
-    def searcher(self, storage: LocalStorage) -> Any:
-        return self._place.knowledge_base()
-
-
 def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(
     place: UntrainedRun,
 ) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
-    sampling_stages.run_generate(_context(place, reports))
+    sampling_stages.run_generate(place.context(reports))
     images, labels = artifacts.get_images(place.out.child("samples"), "samples.npz")
     assert images.shape == (70, 1, 8, 8)
     np.testing.assert_array_equal(labels, np.arange(70) % 10)
@@ -174,7 +142,7 @@ def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(
 
 def test_without_a_prior_the_controls_are_those_that_cost_no_budget(place: UntrainedRun) -> None:
     labels = np.arange(20) % 10
-    controls = evaluation_stage.controls_of(_context(place, []), labels)
+    controls = evaluation_stage.controls_of(place.context([]), labels)
     assert list(controls) == [
         "public model",
         "references, uniform",
@@ -189,7 +157,7 @@ def test_evaluation_says_how_far_it_is_and_keeps_what_the_report_will_show(
     place: UntrainedRun,
 ) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
-    context = _context(place, reports)
+    context = place.context(reports)
     sampling_stages.run_generate(context)
     reports.clear()
     evaluation_stage.run_evaluate(context)
