@@ -20,17 +20,20 @@ from rapid_dist.methods import artifacts, private_stages, sampling_stages
 from rapid_dist.release.generator import Generator
 from rapid_dist.storage import open_storage
 
-AT_1 = ["privacy.epsilon=1", "privacy.prior_share=0.75", "privacy.steps=40"]
+JITTER = "prior.jitter={rotation: 0.15, shear: 0.3, scale: 0.15, shift: 0.06}"
+AT_1 = ["privacy.epsilon=1", "privacy.prior_share=0.75", "privacy.steps=40", JITTER]
 BUDGETS = {
     "10": ["privacy.epsilon=10", "privacy.prior_share=0.3"],
+    # All for the prior: at so small a budget a few noisy steps only undo what it gives.
     "0.2": [
         "privacy.epsilon=0.2",
-        "privacy.prior_share=0.97",
-        "privacy.steps=10",
-        "knowledge_base.clusters=4000",
+        "privacy.prior_share=1",
+        "knowledge_base.clusters=1500",
+        "prior.threshold=3.2",
+        JITTER,
     ],
 }
-COUNT_WITHOUT_PRIOR = 5_000  # Images a mode; these cost several times as many evaluations.
+COUNT_WITHOUT_PRIOR = 2_000  # Images a mode; these cost several times as many evaluations.
 
 
 def without_prior(recipe: Recipe, out: str, public: str) -> dict[str, Any]:
