@@ -103,6 +103,14 @@ class PrivateImages:
                 f"{self.spec.name}: groups have shape {self.groups.shape}, labels "
                 f"{self.labels.shape}. Give one group id an image."
             )
+        number = self.spec.num_groups
+        found = np.empty(0) if self.groups is None else np.unique(self.groups)
+        # A number without an image would be a unit that takes part by somebody else's.
+        if number is not None and not np.array_equal(found, np.arange(number)):
+            raise DataError(
+                f"{self.spec.name}: the group ids are not all of 0..{number - 1}. Number the "
+                "groups from 0, without gaps."
+            )
 
     def __len__(self) -> int:
         return len(self.images)

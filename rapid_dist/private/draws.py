@@ -1,13 +1,15 @@
-"""The K noised draws of a record: its steps, noises and augmentations.
+"""The noised rows of a record: its images, and their steps, noises and augmentations.
 
 Every record of a step has a random stream of its own, keyed by (attempt, step, record) from the
 run's secret. So a record's rows depend neither on the other records of the batch, nor on how it is
 cut into micro-batches, nor on the number of workers.
 
 A record is the privacy unit. Where the source names groups it is a group (a patient), which takes
-part in a step by one of its images, drawn anew every time: one unit, one clipped vector.
+part in a step by J of its images, drawn anew every time. Whatever the group holds, it owns J * K
+rows, averaged before one clip: one unit, one clipped vector, and no shape tells its size (P2).
 
-Letters: B records, K draws, k query step, v split step, s_t the noise level of step t.
+Letters: B records, J images a record, K draws an image, k query step, v split step, s_t the noise
+level of step t.
 """
 
 from collections.abc import Callable
@@ -20,11 +22,12 @@ import torch
 from rapid_dist.data.images import PrivateImages, to_unit
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.private.settings import TrainConfig
 
-# (images int64 [B], clean float32 [B, C, H, W], one generator a record) -> surrogate references
-# float32 [B, C, H, W]. Per record: row i may depend on record i alone (P14).
+# (images int64 [B * J], clean float32 [B * J, C, H, W], one generator each) -> surrogate references
+# float32 [B * J, C, H, W]. Row i may depend on image i and its generator alone (P14).
 FindReferences = Callable[[np.ndarray, torch.Tensor, list[np.random.Generator]], torch.Tensor]
 
 
@@ -40,8 +43,15 @@ class DrawMaker:
     label_drop: float
     find_references: FindReferences | None  # Needed by mode surrogate.
 
+    def __post_init__(self) -> None:
+        if self.images.groups is None and self.config.images_per_group > 1:
+            raise ConfigError(
+                f"train.images_per_group is {self.config.images_per_group}, but an image is the "
+                "privacy unit here. Set it to 1, or declare data.private.group_column."
+            )
+
     def rows(self, records: np.ndarray, key: SecretKey, step: int, attempt: int) -> Rows:
-        """Returns the B * K rows of these records; record i owns rows i*K .. i*K + K - 1.
+        """Returns B * J * K rows; record i owns J * K of them, from row i * J * K on, by image.
 
         ``full`` draws the step uniformly from the whole schedule, ``late`` from 1..v. Both noise
         the record's own image: x_t = x_0 + s_t n. ``surrogate`` draws from 1..v and walks from the
@@ -49,24 +59,30 @@ class DrawMaker:
         x_0 to x_v is n* = (x_v - x_0) / s_v, and x_t = x_0 + s_t n*; at t = v the input is exactly
         what sampling will feed the network.
         """
-        draws = self.config.multiplicity
-        streams = [
+        count, draws = self.config.images_per_group, self.config.multiplicity
+        own_streams = [
             key.generator("draws", attempt, step, int(record)) for record in records.tolist()
         ]
+        chosen = np.array(
+            [
+                self._images_of(record, count, stream)
+                for record, stream in zip(records.tolist(), own_streams, strict=True)
+            ],
+            np.int64,
+        ).ravel()
+        streams = [stream for stream in own_streams for _ in range(count)]  # One an image.
         shape = self.images.images.shape[1:]
         top = self.schedule.num_steps if self.config.mode == "full" else self.split_step
-        steps = np.empty((len(records), draws), np.int64)
-        noise = np.empty((len(records), draws, *shape), np.float32)
-        clean = np.empty((len(records), draws, *shape), np.uint8)
-        dropped = np.empty((len(records), draws), bool)
-        chosen = np.empty(len(records), np.int64)
-        for row, (record, stream) in enumerate(zip(records.tolist(), streams, strict=True)):
-            chosen[row] = self._image_of(record, stream)
+        steps = np.empty((len(chosen), draws), np.int64)
+        noise = np.empty((len(chosen), draws, *shape), np.float32)
+        clean = np.empty((len(chosen), draws, *shape), np.uint8)
+        dropped = np.empty((len(chosen), draws), bool)
+        for row, (image, stream) in enumerate(zip(chosen.tolist(), streams, strict=True)):
             steps[row] = stream.integers(1, top + 1, draws)
             noise[row] = stream.standard_normal((draws, *shape), dtype=np.float32)
             dropped[row] = stream.random(draws) < self.label_drop
             for draw in range(draws):
-                clean[row, draw] = self._augment(self.images.images[chosen[row]], stream)
+                clean[row, draw] = self._augment(self.images.images[image], stream)
         level = torch.from_numpy(self.schedule.levels()[steps.ravel()]).float()
         target = to_unit(clean.reshape(-1, *shape))
         path = torch.from_numpy(noise).flatten(0, 1)
@@ -92,10 +108,16 @@ class DrawMaker:
         ends = np.cumsum(np.bincount(groups, minlength=self.images.spec.num_units))
         return np.split(np.argsort(groups, kind="stable"), ends[:-1])
 
-    def _image_of(self, record: int, stream: np.random.Generator) -> int:
+    def _images_of(self, record: int, count: int, stream: np.random.Generator) -> np.ndarray:
+        """The images int64 [count] by which a record takes part in this step.
+
+        None twice while the group has others left: a group of fewer images gives each of them
+        equally often, give or take one. Every image's expected share of the mean is one over the
+        size of its group.
+        """
         if self.images.groups is None:
-            return record
-        return int(stream.choice(self._images_of_group[record]))
+            return np.array([record], np.int64)
+        return np.resize(stream.permutation(self._images_of_group[record]), count)
 
     def _augment(self, image: np.ndarray, stream: np.random.Generator) -> np.ndarray:
         if self.config.shift:

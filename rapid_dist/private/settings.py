@@ -18,6 +18,7 @@ class TrainConfig:
     multiplicity: int = (
         1  # K: draws (step, noise, augmentation) a record, averaged before the clip.
     )
+    images_per_group: int = 1  # J: images of a group (a patient) in a step, averaged likewise.
     shift: int = 0  # Augmentation: each draw shifts the image by up to this many pixels.
     flip: bool = False  # Augmentation: each draw mirrors the image with chance 1/2.
     learning_rate: float = 1e-3
@@ -25,13 +26,13 @@ class TrainConfig:
     ema_decay: float = 0.95
     surrogate: Literal["cluster", "query"] = "cluster"  # Where mode surrogate takes x_v from.
     trainable: str = "all"  # all, attention, norm_bias, last_blocks, or a regular expression.
-    micro_batch: int = 64  # Records in one forward pass; changes speed and memory only.
+    micro_batch: int = 64  # Units in one forward pass, J * K rows each; speed and memory only.
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
         if self.mode not in ("full", "late", "surrogate"):
             raise ConfigError(f"train.mode must be full, late or surrogate, got {self.mode!r}.")
-        for name in ("multiplicity", "micro_batch", "checkpoint_every"):
+        for name in ("multiplicity", "images_per_group", "micro_batch", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
         if self.shift < 0 or self.warmup_steps < 0:
@@ -44,3 +45,8 @@ class TrainConfig:
                 "train.learning_rate must be positive and train.ema_decay in [0, 1), got "
                 f"{self.learning_rate} and {self.ema_decay}."
             )
+
+    @property
+    def rows_per_record(self) -> int:
+        """Rows of the denoiser that one privacy unit owns in a step: J images times K draws."""
+        return self.images_per_group * self.multiplicity

@@ -63,7 +63,7 @@ class PrivateStep:
             total += self.engine(
                 denoiser,
                 self.draws.rows(records, self.key, step, self.attempt),
-                config.multiplicity,
+                config.rows_per_record,
                 self.mechanism.max_grad_norm,
                 torch.from_numpy(mask),
             )
