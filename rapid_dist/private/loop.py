@@ -20,8 +20,8 @@ from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.private.coupling import check_rows_apart
 from rapid_dist.private.draws import DrawMaker
-from rapid_dist.private.per_example import check_layers, trainable
-from rapid_dist.private.step import PrivateStep
+from rapid_dist.private.per_example import check_layers, clipped_sum, trainable
+from rapid_dist.private.step import ClippedSum, PrivateStep
 from rapid_dist.private.subset import restrict_trainable
 
 OnStep = Callable[[dict[str, float]], None]
@@ -52,11 +52,16 @@ def train_private(
     keeper: Keeper,
     checkpoints: Checkpoints,
     on_step: OnStep,
+    engine: ClippedSum = clipped_sum,
+    step_type: type[PrivateStep] = PrivateStep,
+    sampler_type: type[PoissonSampler] = PoissonSampler,
+    new_key: Callable[[], SecretKey] = SecretKey.generate,
 ) -> None:
     """Trains in place by DP-SGD and leaves the EMA weights in the denoiser.
 
     After a restart it goes on from the last checkpoint, under a new attempt with new keys; steps
-    that are made again are charged again.
+    that are made again are charged again. The last four arguments are there for the audit, which
+    proves that it would notice a faulty part; nobody else gives them.
 
     Raises:
       BudgetError: the budget does not pay for the steps that are left.
@@ -87,20 +92,23 @@ def train_private(
             "another plan's: use another --out."
         )
     start = {**denoiser.state_dict(), **training_state(parameters, ema.average, optimizer)}
-    attempt, affordable, key = _open_attempt(collective, keeper, first, _digest(first, start))
+    attempt, affordable, key = _open_attempt(
+        collective, keeper, new_key, first, _digest(first, start)
+    )
     if affordable < mechanism.steps - first:
         raise BudgetError(
             f"The budget pays for {affordable} more steps, the run has "
             f"{mechanism.steps - first} left. Plan with privacy.reserve_steps to pay for repeats."
         )
-    private_step = PrivateStep(
+    private_step = step_type(
         mechanism=mechanism,
         draws=draws,
-        sampler=PoissonSampler(key, mechanism.num_records, mechanism.sample_rate, attempt),
+        sampler=sampler_type(key, mechanism.num_records, mechanism.sample_rate, attempt),
         key=key,
         attempt=attempt,
         collective=collective,
         charge=lambda step: keeper.charge(step, attempt),
+        engine=engine,
     )
     for step in range(first, mechanism.steps):
         flat = private_step.noised_gradient(denoiser, step)
@@ -125,7 +133,11 @@ def train_private(
 
 
 def _open_attempt(
-    collective: Collective, keeper: Keeper, first: int, digest: bytes
+    collective: Collective,
+    keeper: Keeper,
+    new_key: Callable[[], SecretKey],
+    first: int,
+    digest: bytes,
 ) -> tuple[int, int, SecretKey]:
     """Rank 0 opens the attempt and draws the key; every rank gets both over the collective.
 
@@ -139,7 +151,7 @@ def _open_attempt(
             attempt.number.to_bytes(8, "big")
             + attempt.affordable_steps.to_bytes(8, "big")
             + digest
-            + SecretKey.generate().reveal()
+            + new_key().reveal()
         )
     payload = collective.broadcast_bytes(payload)
     number, affordable = (int.from_bytes(payload[at : at + 8], "big") for at in (0, 8))

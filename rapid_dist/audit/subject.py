@@ -1,0 +1,145 @@
+"""What is audited: the product's own parts, each of them a field that a test may replace.
+
+A check builds nothing of its own that the product has: it takes the part from here, so what it
+measures is what runs. ``dataclasses.replace(subject, engine=...)`` plants a fault.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
+
+from rapid_dist.collective import Collective
+from rapid_dist.data.images import PrivateImages
+from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.privacy.accounting import Epsilons, epsilons
+from rapid_dist.privacy.keeper import LedgerKeeper
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdConfig
+from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.privacy.settings import Budget
+from rapid_dist.private.draws import DrawMaker
+from rapid_dist.private.loop import Keeper, OnStep, train_private
+from rapid_dist.private.per_example import clipped_sum
+from rapid_dist.private.settings import TrainConfig
+from rapid_dist.private.step import Charge, ClippedSum, PrivateStep
+from rapid_dist.private.subset import restrict_trainable
+from rapid_dist.private.votes import noised_histogram
+from rapid_dist.storage import Storage
+
+RUN = "audit"  # Its name in a ledger; the ledger is a folder of the audit's own.
+
+
+def not_charged(step: int) -> None:
+    """For a step that no ledger needs to know: its data are public stand-ins."""
+
+
+def say_nothing(figures: dict[str, float]) -> None:
+    """For a loop whose progress nobody follows."""
+
+
+def open_keeper(
+    storage: Storage, dataset: str, mechanism: DpSgdConfig, budget: Budget
+) -> LedgerKeeper:
+    """Returns the product's keeper on a ledger in ``storage``."""
+    return LedgerKeeper(
+        Ledger.open(storage, dataset), RUN, budget, mechanism.event(), mechanism.steps
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The parts under test, and what they are tried on.
+
+    The images stand in for the private ones: of the recipe's declared shape, made from *public*
+    images. Nothing private is read, so whatever an audit says may be published.
+    """
+
+    make_denoiser: Callable[[], Denoiser]  # A new one, with the same weights at every call.
+    make_draws: Callable[[PrivateImages, TrainConfig], DrawMaker]
+    images: PrivateImages
+    config: TrainConfig
+    mechanism: DpSgdConfig  # Of the recipe, planned for as many units as ``images`` holds.
+    budget: Budget
+
+    # The product's own, all of them.
+    engine: ClippedSum = clipped_sum
+    step_type: type[PrivateStep] = PrivateStep
+    sampler_type: type[PoissonSampler] = PoissonSampler
+    new_key: Callable[[], SecretKey] = SecretKey.generate
+    train: Callable[..., None] = train_private
+    noised_histogram: Callable[..., np.ndarray] = noised_histogram
+    make_keeper: Callable[[Storage, str, DpSgdConfig, Budget], LedgerKeeper] = open_keeper
+    make_checkpoints: Callable[[Storage], Checkpoints] = Checkpoints
+    epsilons: Callable[..., Epsilons] = epsilons
+
+    def denoiser(self) -> Denoiser:
+        """A new denoiser of which the recipe's subset is trainable, as in the loop."""
+        denoiser = self.make_denoiser()
+        restrict_trainable(denoiser, self.config.trainable)
+        return denoiser
+
+    def on(self, images: PrivateImages) -> "Subject":
+        """The same parts on other stand-ins; the expected batch keeps its share of them."""
+        units = images.spec.num_units
+        mechanism = replace(
+            self.mechanism,
+            num_records=units,
+            expected_batch=self.mechanism.sample_rate * units,
+        )
+        return replace(self, images=images, mechanism=mechanism)
+
+    def sampler(self, key: SecretKey, attempt: int = 1) -> PoissonSampler:
+        mechanism = self.mechanism
+        return self.sampler_type(key, mechanism.num_records, mechanism.sample_rate, attempt)
+
+    def step(
+        self,
+        collective: Collective,
+        key: SecretKey,
+        *,
+        attempt: int = 1,
+        charge: Charge = not_charged,
+        sampler: PoissonSampler | None = None,
+        draws: DrawMaker | None = None,
+    ) -> PrivateStep:
+        """The step of one worker, put together as the loop does it."""
+        return self.step_type(
+            mechanism=self.mechanism,
+            draws=draws or self.make_draws(self.images, self.config),
+            sampler=sampler or self.sampler(key, attempt),
+            key=key,
+            attempt=attempt,
+            collective=collective,
+            charge=charge,
+            engine=self.engine,
+        )
+
+    def run(
+        self,
+        collective: Collective,
+        keeper: Keeper,
+        storage: Storage,
+        *,
+        denoiser: nn.Module | None = None,
+        on_step: OnStep = say_nothing,
+    ) -> nn.Module:
+        """Trains with the product's loop on these parts; returns the trained denoiser."""
+        trained = denoiser or self.make_denoiser()
+        self.train(
+            trained,
+            self.make_draws(self.images, self.config),
+            self.mechanism,
+            collective=collective,
+            keeper=keeper,
+            checkpoints=self.make_checkpoints(storage),
+            on_step=on_step,
+            engine=self.engine,
+            step_type=self.step_type,
+            sampler_type=self.sampler_type,
+            new_key=self.new_key,
+        )
+        return trained
