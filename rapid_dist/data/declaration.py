@@ -1,8 +1,10 @@
 """How a run says which images it uses: the settings of private and public sources."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rapid_dist.data.groups import SYNTHETIC
 from rapid_dist.data.images import check_name, check_shape
 from rapid_dist.errors import ConfigError
 
@@ -25,6 +27,7 @@ SOURCES = (
     "pneumonia",
 )
 SOURCES_WITH_PATH = ("folder", "npz")
+_GROUP_NAME = re.compile(r"[a-z][a-z -]{0,39}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +46,11 @@ class PrivateSource:
     limit: int | None = None  # Use this many records of the train part.
     held_out_share: float = 0.2  # Of a source without a test part.
     label_column: str | None = None  # Of npz (default "labels") and celeba (default "Male").
-    group_column: str | None = None  # Makes a group (a patient) the privacy unit.
+    group_column: str | None = (
+        None  # Makes a group (a patient) the unit; "synthetic" makes them up.
+    )
     num_groups: int | None = None  # Groups in the train part; declared with group_column.
+    group_name: str | None = None  # What one group is, in claims: "patient", "clinic".
     value_range: tuple[float, float] = (0.0, 255.0)  # Of an npz's numbers.
     invert: bool = False
     margin: float = 0.0
@@ -73,7 +79,54 @@ class PrivateSource:
                 f"group_column={self.group_column} and num_groups={self.num_groups}: "
                 "declare both or neither."
             )
+        if self.num_groups is not None and not 1 <= self.num_groups <= self.num_records:
+            raise ConfigError(
+                f"num_groups must be in 1..num_records={self.num_records}, got {self.num_groups}. "
+                "Declare how many groups the train part has."
+            )
+        self._check_group_name()
         check_shape(self.size, self.channels)
+
+    @property
+    def unit_name(self) -> str:
+        """What a claim calls one privacy unit."""
+        if self.group_column is None:
+            return "record"
+        made_up = self.group_column == SYNTHETIC
+        return self.group_name or ("synthetic group" if made_up else "group")
+
+    @property
+    def unit_id(self) -> str:
+        """What tells this unit from others on the ledger: epsilons of two units do not add up."""
+        if self.group_column is None:
+            return "record"
+        made_up = f"-{self.num_groups}" if self.group_column == SYNTHETIC else ""
+        return f"group:{self.group_column}{made_up}"
+
+    @property
+    def unit_note(self) -> str:
+        """What has to be said of the unit beside every claim, or nothing."""
+        if self.group_column != SYNTHETIC:
+            return ""
+        return (
+            f"The groups are made up: source {self.source!r} does not say which images belong "
+            f"together, so images were assigned to each {self.unit_name} by their position, to "
+            "show the unit. The claim is for these made-up groups and not for real people."
+        )
+
+    def _check_group_name(self) -> None:
+        if self.group_name is None:
+            return
+        if self.group_column is None or not _GROUP_NAME.fullmatch(self.group_name):
+            raise ConfigError(
+                f"group_name must be a few lower-case words beside a group_column, got "
+                f"{self.group_name!r} beside {self.group_column!r}. Say 'patient', or leave it out."
+            )
+        if self.group_column == SYNTHETIC and not self.group_name.startswith(SYNTHETIC):
+            raise ConfigError(
+                f"group_name={self.group_name!r} would pass made-up groups off as real ones. "
+                f"Call them {f'{SYNTHETIC} {self.group_name}'!r}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -73,9 +73,9 @@ def _part(arrays: _Arrays, prefix: str, request: Request) -> Part:
             "Store one integer an image."
         )
     part = part_of(_to_bytes(images, request), labels, request)
-    if request.group_column is None or prefix:
+    if request.group_column is None:
         return part
-    groups = _column(arrays, request.group_column, request).reshape(-1)
+    groups = _column(arrays, f"{prefix}{request.group_column}", request).reshape(-1)
     if len(groups) != len(part.labels):
         raise DataError(
             f"{request.path}: {len(groups)} groups for {len(part.labels)} images. "

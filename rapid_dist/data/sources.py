@@ -9,12 +9,14 @@ read freely, so only what cannot be read off it is a setting.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rapid_dist.data import checks
 from rapid_dist.data.declaration import PrivateSource, PublicSource
+from rapid_dist.data.groups import SYNTHETIC, check_groups_whole, synthetic_groups
 from rapid_dist.data.images import (
     ImageSpec,
     Int64Array,
@@ -47,8 +49,9 @@ def load_private(
 
     A source without a test part is split by a hash of each record's own content (of its group's
     id, where groups are declared): which side a record is on depends on no other record, and
-    copies of one image stay together.
+    copies of one image stay together. No group is on both sides, whatever split it.
     """
+    made_up = source.group_column == SYNTHETIC
     request = Request(
         source=source.source,
         root=_folder(root),
@@ -60,7 +63,7 @@ def load_private(
         margin=source.margin,
         value_range=source.value_range,
         label_column=source.label_column,
-        group_column=source.group_column,
+        group_column=None if made_up else source.group_column,
     )
     raw = read(request)
     if source.num_classes not in (0, len(raw.class_names)):
@@ -76,6 +79,9 @@ def load_private(
         train = _take(train, np.sort(order[: source.limit]))
     checks.check_count(source.name, "num_records", source.num_records, len(train.images))
     if source.num_groups is not None:
+        if made_up:  # Of the train part alone, so that no group is cut.
+            train = replace(train, groups=synthetic_groups(len(train.images), source.num_groups))
+        check_groups_whole(source.name, train.groups, held_out.groups)
         checks.check_groups(source.name, train.groups, source.num_groups)
     if len(held_out.images) == 0:
         raise DataError(f"{source.name}: no record is held out. Raise held_out_share.")

@@ -194,8 +194,12 @@ def test_a_group_stays_whole_and_is_the_privacy_unit(tmp_path: Path) -> None:
 
 
 def test_a_wrong_declared_number_of_groups_is_refused(tmp_path: Path) -> None:
-    images = np.zeros((3, 8, 8), np.uint8)
-    write_npz(tmp_path / "x.npz", test_images=images, test_labels=np.array([0, 1, 1]))
+    write_npz(
+        tmp_path / "x.npz",
+        test_images=np.zeros((3, 8, 8), np.uint8),
+        test_labels=np.array([0, 1, 1]),
+        test_patient=np.array(["q0", "q1", "q1"]),
+    )
     source = _npz(tmp_path / "x.npz", group_column="patient", num_groups=9, num_records=40)
     with pytest.raises(DataError, match="num_groups=9 is declared, the source holds 10"):
         load_private(source)
