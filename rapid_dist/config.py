@@ -112,6 +112,11 @@ class Recipe(_Node):
                 f"{self.data.private.group_column!r}. A group is the unit exactly where the "
                 "source names a group column."
             )
+        if self.privacy.unit == "record" and self.train.images_per_group > 1:
+            raise ConfigError(
+                f"train.images_per_group is {self.train.images_per_group}, but privacy.unit is "
+                "'record': one image is all there is. Set it to 1, or train.multiplicity higher."
+            )
         return self
 
     @property

@@ -95,6 +95,7 @@ def test_a_later_override_wins(path: Path) -> None:
         ("data.public.7.count=1", ["data.public", "'7'", "0..0"]),
         ("seed.x=1", ["seed", "no settings inside"]),
         ("privacy.unit=group", ["privacy.unit", "group", "group_column"]),
+        ("train.images_per_group=2", ["train.images_per_group is 2", "'record'", "multiplicity"]),
         ("seed", ["a.b=value", "'seed'"]),
         ("=3", ["a.b=value"]),
         ("seed=[1", ["seed=[1", "not YAML"]),
