@@ -42,10 +42,31 @@ def pld_epsilon(events: Sequence[Event], delta: float, interval: float = FINE) -
     return _pooled_epsilon(pooled(events), delta, interval)
 
 
+def pld_epsilons(events: Sequence[Event], delta: float, most_composed: int) -> list[float]:
+    """Returns the epsilon after each of the events, one convolution an event.
+
+    Of more than ``most_composed`` events only every few are composed; those between have the
+    epsilon of the next that is, which is no lower than their own.
+    """
+    stride = max(1, -(-len(events) // most_composed))
+    whole: Any = None
+    found: list[float] = []
+    for start in range(0, len(events), stride):
+        part = events[start : start + stride]
+        if merged := pooled(part):
+            more = _composed(merged, FINE)
+            whole = more if whole is None else whole.compose(more)
+        found += [0.0 if whole is None else _epsilon(whole, delta)] * len(part)
+    return found
+
+
 @lru_cache(maxsize=256)
 def _pooled_epsilon(events: tuple[DpSgdEvent, ...], delta: float, interval: float) -> float:
-    if not events:
-        return 0.0
+    return _epsilon(_composed(events, interval), delta) if events else 0.0
+
+
+@lru_cache(maxsize=4)
+def _composed(events: tuple[DpSgdEvent, ...], interval: float) -> Any:
     # Full-batch releases compose to one Gaussian in closed form: 1 / sigma^2 adds up.
     precision = sum(e.steps / e.noise_multiplier**2 for e in events if e.sample_rate == 1)
     parts = [_one_step(1.0, precision**-0.5, interval)] if precision else []
@@ -57,6 +78,10 @@ def _pooled_epsilon(events: tuple[DpSgdEvent, ...], delta: float, interval: floa
     whole = parts[0]
     for part in parts[1:]:
         whole = whole.compose(part)
+    return whole
+
+
+def _epsilon(whole: Any, delta: float) -> float:
     epsilon = float(whole.get_epsilon_for_delta(delta))
     return epsilon if not math.isnan(epsilon) else math.inf
 

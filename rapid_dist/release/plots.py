@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -47,21 +48,21 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class EpsilonCurve:
-    """Epsilon spent after each of some steps, by one or more accountants."""
+    """Epsilon spent over the releases of a run: one line for what is claimed or an accountant."""
 
-    steps: Sequence[int]  # Ascending.
-    epsilons: Mapping[str, Sequence[float]]  # By accountant, one value a step.
+    lines: Mapping[str, Sequence[tuple[int, float]]]  # (releases so far, epsilon), ascending.
     budget: float
 
     def __post_init__(self) -> None:
-        for name, values in self.epsilons.items():
-            if len(values) != len(self.steps):
+        for name, points in self.lines.items():
+            counts = [count for count, _ in points]
+            if not counts or any(after <= before for before, after in pairwise(counts)):
                 raise ConfigError(
-                    f"The curve of {name} has {len(values)} values for {len(self.steps)} steps. "
-                    "Give one epsilon a step."
+                    f"The curve of {name} is over {counts[:5]}. Give at least one point, in "
+                    "ascending order."
                 )
-        if not self.steps or not self.epsilons:
-            raise ConfigError("A curve of epsilon needs at least one step and one accountant.")
+        if not self.lines:
+            raise ConfigError("A curve of epsilon has no line. Give at least one.")
 
 
 def strip(images: UInt8Array) -> Picture:
@@ -96,13 +97,13 @@ def samples_png(samples: ImageSet, class_names: Sequence[str], per_class: int = 
 
 
 def epsilon_svg(curve: EpsilonCurve) -> str:
-    """Returns the curve as inline SVG: one line an accountant, and the budget as a dashed one."""
+    """Returns the curve as inline SVG, with the budget as a dashed line."""
     width, height = 720, 320
     left, right, top, bottom = 56, 24, 16, 44
-    most = max(curve.budget, *(max(values) for values in curve.epsilons.values()))
-    y_ticks = _ticks(most * 1.08)
-    x_ticks = _ticks(max(curve.steps[-1], 1))
-    x_end, y_end = max(curve.steps[-1], 1), max(y_ticks[-1], most * 1.08)
+    most = max(curve.budget, *(epsilon for line in curve.lines.values() for _, epsilon in line))
+    x_end = max(1, *(line[-1][0] for line in curve.lines.values()))
+    x_ticks, y_ticks = _ticks(x_end), _ticks(most * 1.08)
+    y_end = max(y_ticks[-1], most * 1.08)
 
     def x(step: float) -> float:
         return round(left + (width - left - right) * step / x_end, 1)
@@ -110,11 +111,10 @@ def epsilon_svg(curve: EpsilonCurve) -> str:
     def y(epsilon: float) -> float:
         return round(height - bottom - (height - top - bottom) * epsilon / y_end, 1)
 
-    last = {name: values[-1] for name, values in curve.epsilons.items()}
-    said = "; ".join(f"{name} ends at {value:.2f}" for name, value in last.items())
+    said = "; ".join(f"{name} ends at {line[-1][1]:.2f}" for name, line in curve.lines.items())
     parts = [
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-labelledby="curve-title curve-desc">',
-        '<title id="curve-title">Epsilon spent over the steps of private training</title>',
+        '<title id="curve-title">Epsilon spent over the releases of the run</title>',
         f'<desc id="curve-desc">{html.escape(said)}; the budget is {curve.budget:g}.</desc>',
     ]
     for tick in y_ticks:
@@ -125,14 +125,12 @@ def epsilon_svg(curve: EpsilonCurve) -> str:
         parts.append(f'<text x="{x(tick)}" y="{height - bottom + 20}" '
                      f'text-anchor="middle">{tick:,g}</text>')  # fmt: skip
     parts.append(f'<text x="{(left + width - right) / 2}" y="{height - 4}" '
-                 'text-anchor="middle">step of private training</text>')  # fmt: skip
+                 'text-anchor="middle">releases charged to the ledger</text>')  # fmt: skip
     parts.append(f'<line class="budget" x1="{left}" x2="{width - right}" y1="{y(curve.budget)}" '
                  f'y2="{y(curve.budget)}"/><text class="budget-label" x="{left + 6}" '
                  f'y="{y(curve.budget) - 6}">budget {curve.budget:g}</text>')  # fmt: skip
-    for number, (_, values) in enumerate(curve.epsilons.items()):
-        points = " ".join(
-            f"{x(step)},{y(value)}" for step, value in zip(curve.steps, values, strict=True)
-        )
+    for number, line in enumerate(curve.lines.values()):
+        points = " ".join(f"{x(count)},{y(epsilon)}" for count, epsilon in line)
         parts.append(f'<polyline class="line line-{number}" points="{points}"/>')
     return "".join([*parts, "</svg>"])
 

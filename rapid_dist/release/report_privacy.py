@@ -9,6 +9,7 @@ from rapid_dist.release.markup import Section, escape, facts, paragraph, table
 from rapid_dist.release.plots import EpsilonCurve, epsilon_svg
 
 ACCOUNTANTS = {
+    "reported": ("claimed", "the larger of PLD and PRV"),
     "pld": ("PLD", "privacy loss distribution, pessimistic (dp_accounting)"),
     "prv": ("PRV", "privacy random variables (Opacus)"),
     "rdp": ("RDP", "Renyi differential privacy; looser, shown for comparison"),
@@ -82,12 +83,12 @@ def accounting_section(summary: Mapping[str, Any], curve: EpsilonCurve | None) -
         numbers_from=2,
     )
     if curve is not None:
-        body += '<h3>Epsilon over the steps of private training</h3><figure class="chart">'
+        body += '<h3>Epsilon over the releases of the run</h3><figure class="chart">'
         body += epsilon_svg(curve) + _legend(curve)
         body += (
-            "<figcaption>The first point holds what was released before training, such as the "
-            "noised histogram of the prior. A step that would pass the budget is refused before "
-            "it is taken.</figcaption></figure>"
+            "<figcaption>One point a release: the noised histogram of the prior, where there is "
+            "one, then every step of training. A step that would pass the budget is refused "
+            "before it is taken.</figcaption></figure>"
         )
     pairs = [
         ("steps of DP-SGD", f"{privacy['steps']:,}"),
@@ -185,7 +186,7 @@ def _at_most(share: float) -> str:
 
 def _legend(curve: EpsilonCurve) -> str:
     items = []
-    for number, name in enumerate(curve.epsilons):
+    for number, name in enumerate(curve.lines):
         line = (
             f'<svg viewBox="0 0 32 8" aria-hidden="true"><polyline class="line line-{number}" '
             'points="0,4 32,4"/></svg>'

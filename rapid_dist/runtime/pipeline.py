@@ -18,6 +18,7 @@ from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.spend import spend
 from rapid_dist.privacy.statement import Claim, claim, require_charged
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
@@ -210,14 +211,15 @@ def _finish(
         quality=quality,
         registry=registry,
     )
-    curve = results.epsilon_curve(
-        ledger, directory.run, claimed.budget.delta, claimed.budget.epsilon
-    )
+    spent = spend(ledger.events(directory.run), claimed.budget.delta)
+    assert spent.reported[-1] == privacy["epsilon"], "The curve ends where the claim stands."
+    directory.storage.write(results.SPEND, results.spend_lines(spent))
+    curve = results.epsilon_curve(spent, claimed.budget.epsilon)
     results.write_pages(
         context, summary, claimed, curve, quality, price_per_hour=recipe.runtime.price_per_hour
     )
     entries = results.ledger_of(ledger, directory.run)
-    record_results(directory, tracked, summary, curve, entries)
+    record_results(directory, tracked, summary, spent, entries)
     directory.write_json("summary.json", summary, private=True)  # Its quality is internal (P13).
     return summary
 

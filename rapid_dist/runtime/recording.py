@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rapid_dist.release.plots import EpsilonCurve
+from rapid_dist.privacy.spend import Spend
 from rapid_dist.runtime.figures import METRICS
+from rapid_dist.runtime.results import SPEND
 from rapid_dist.runtime.run_directory import RunDirectory
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 
@@ -15,17 +16,18 @@ def record_results(
     directory: RunDirectory,
     tracked: TrackedRun,
     summary: dict[str, Any],
-    curve: EpsilonCurve,
+    spent: Spend,
     entries: list[dict[str, Any]],
 ) -> None:
     """Sends to MLflow what may leave; figures against private records stay behind."""
-    for name, values in curve.epsilons.items():
-        points = list(zip(curve.steps, values, strict=True))
-        tracked.log_series({f"privacy.epsilon.{name}": points})
+    curves = {"privacy.epsilon": list(enumerate(spent.reported, start=1))}
+    for name in ("pld", "prv", "rdp"):
+        points = [(count, getattr(asked, name)) for count, asked in spent.checked.items()]
+        curves[f"privacy.epsilon.{name}"] = points
+    tracked.log_series(curves)
     privacy = summary["privacy"]
     tracked.log_metrics(
         {
-            "privacy.epsilon": privacy["epsilon"],
             "privacy.dataset_epsilon": privacy["dataset_epsilon"],
             "sampling.nfe": summary["sampling"]["nfe"],
             **{f"seconds.{name}": value for name, value in summary["seconds"].items()},
@@ -34,7 +36,7 @@ def record_results(
     public = {key: value for key, value in summary.items() if key not in ("quality", "controls")}
     files: dict[str, bytes] = {
         name: directory.storage.read(name)
-        for name in ("config.yaml", METRICS, "samples.png", "report.html")
+        for name in ("config.yaml", METRICS, SPEND, "samples.png", "report.html")
         if directory.storage.exists(name)
     }
     files["summary.json"] = json.dumps(public, indent=2).encode()

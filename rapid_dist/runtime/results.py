@@ -4,6 +4,7 @@
 model; ``internal/report.html`` is the same page with those figures, and says so (P13).
 """
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,8 +17,9 @@ import numpy as np
 from rapid_dist.config import Recipe
 from rapid_dist.methods import artifacts, evaluation_stage, private_stages, sampling_stages
 from rapid_dist.methods.context import RunContext
-from rapid_dist.privacy.accounting import PrivacyPlan, epsilons
+from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.spend import Spend
 from rapid_dist.privacy.statement import Claim
 from rapid_dist.release.plots import EpsilonCurve, ImageSet, samples_png
 from rapid_dist.release.registry import register_model
@@ -26,7 +28,7 @@ from rapid_dist.release.report import ReportInputs, Strips, render_report
 VENDORS = (
     "torch", "diffusers", "opacus", "dp-accounting", "faiss-cpu", "ray", "mlflow", "numpy"
 )  # fmt: skip
-CURVE_POINTS = 12  # Accounting for one point takes half a second.
+SPEND = "epsilon.jsonl"
 STRIPS = 10
 ALIAS = "candidate"
 
@@ -70,17 +72,24 @@ def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str
     }
 
 
-def epsilon_curve(ledger: Ledger, run: str, delta: float, budget: float) -> EpsilonCurve:
-    """Returns epsilon after some of the run's releases, the first and the last among them."""
-    events = ledger.events(run)
-    counts = np.unique(np.linspace(1, len(events), CURVE_POINTS).round().astype(int)).tolist()
-    spent = [epsilons(events[:count], delta) for count in counts]
+def spend_lines(spent: Spend) -> bytes:
+    """Returns epsilon.jsonl: a line a release, by every accountant where all were asked."""
+    lines = []
+    for count, reported in enumerate(spent.reported, start=1):
+        line: dict[str, float] = {"release": count, "epsilon": reported}
+        if count in spent.checked:
+            asked = spent.checked[count]
+            line |= {"pld": asked.pld, "prv": asked.prv, "rdp": asked.rdp}
+        lines.append(json.dumps(line) + "\n")
+    return "".join(lines).encode()
+
+
+def epsilon_curve(spent: Spend, budget: float) -> EpsilonCurve:
+    """Returns what the report draws: what is claimed at every release, and RDP at a few."""
     return EpsilonCurve(
-        steps=counts,
-        epsilons={
-            "pld": [point.pld for point in spent],
-            "prv": [point.prv for point in spent],
-            "rdp": [point.rdp for point in spent],
+        lines={
+            "reported": list(enumerate(spent.reported, start=1)),
+            "rdp": [(count, asked.rdp) for count, asked in spent.checked.items()],
         },
         budget=budget,
     )

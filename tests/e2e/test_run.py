@@ -110,8 +110,12 @@ def test_mlflow_holds_the_run_its_stages_and_the_model(
     parent = runs["digits"]
     assert parent.data.params["privacy.epsilon"] == "10.0"
     assert parent.data.metrics["privacy.epsilon"] == summary["privacy"]["epsilon"]
-    spent = client.get_metric_history(parent.info.run_id, "privacy.epsilon.pld")
-    assert len({point.step for point in spent}) >= 4
+    spent = client.get_metric_history(parent.info.run_id, "privacy.epsilon")
+    assert sorted(point.step for point in spent) == [1, 2, 3, 4, 5]  # The histogram, four steps.
+    lines = [json.loads(line) for line in (out / "epsilon.jsonl").read_text().splitlines()]
+    assert {line["release"]: line["epsilon"] for line in lines} == {
+        point.step: point.value for point in spent
+    }
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files >= {"config.yaml", "summary.json", "ledger.json", "samples.png", "report.html"}
     kept = Path(client.download_artifacts(parent.info.run_id, "summary.json")).read_text()

@@ -123,8 +123,10 @@ def _inputs() -> ReportInputs:
             queries=strips, surrogates=strips, samples=strips, labels=np.array([0, 1, 1])
         ),
         curve=EpsilonCurve(
-            steps=[0, 150, 300],
-            epsilons={"pld": [0.2, 0.7, 0.98], "rdp": [0.3, 0.8, 1.1]},
+            lines={
+                "reported": [(1, 0.2), (2, 0.3), (150, 0.7), (301, 0.98)],
+                "rdp": [(1, 0.3), (301, 1.1)],
+            },
             budget=1.0,
         ),
     )
@@ -209,7 +211,7 @@ def test_text_from_outside_is_escaped_everywhere() -> None:
         created=evil,
         class_names=(evil, evil),
         controls={evil: _images(1)},
-        curve=EpsilonCurve(steps=[0, 1], epsilons={evil: [0.1, 0.2]}, budget=1.0),
+        curve=EpsilonCurve(lines={evil: [(1, 0.1), (2, 0.2)]}, budget=1.0),
         quality=quality | {"notice": evil, "extractor": evil},
     )
     written = render_report(changed)
@@ -288,7 +290,7 @@ def test_times_are_said_as_a_reader_would(seconds: float, said: str) -> None:
 
 
 def test_the_curve_rises_as_epsilon_does_and_keeps_inside_its_frame() -> None:
-    curve = EpsilonCurve(steps=[0, 50, 100], epsilons={"pld": [0.0, 3.0, 4.0]}, budget=3.5)
+    curve = EpsilonCurve(lines={"reported": [(0, 0.0), (50, 3.0), (100, 4.0)]}, budget=3.5)
     drawn = ET.fromstring(epsilon_svg(curve))
     points = next(drawn.iter("polyline")).attrib["points"].split()
     x, y = zip(*(map(float, point.split(",")) for point in points), strict=True)
@@ -301,11 +303,21 @@ def test_the_curve_rises_as_epsilon_does_and_keeps_inside_its_frame() -> None:
     assert y[2] < budget < y[1]
 
 
-def test_a_curve_that_does_not_fit_its_steps_is_refused() -> None:
-    with pytest.raises(ConfigError, match="2 values for 3 steps"):
-        EpsilonCurve(steps=[0, 1, 2], epsilons={"pld": [0.0, 1.0]}, budget=1.0)
-    with pytest.raises(ConfigError, match="at least one"):
-        EpsilonCurve(steps=[], epsilons={"pld": []}, budget=1.0)
+@pytest.mark.parametrize("points", [[], [(2, 0.1), (1, 0.2)], [(1, 0.1), (1, 0.2)]])
+def test_a_curve_without_points_or_out_of_order_is_refused(points: list[tuple[int, float]]) -> None:
+    with pytest.raises(ConfigError, match=r"The curve of rdp is over \["):
+        EpsilonCurve(lines={"reported": [(1, 0.1)], "rdp": points}, budget=1.0)
+
+
+def test_a_curve_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no line"):
+        EpsilonCurve(lines={}, budget=1.0)
+
+
+def test_the_report_names_every_line_of_the_curve() -> None:
+    text = Page(render_report(_inputs())).text
+    assert "claimed" in text
+    assert "RDP" in text.partition("releases charged")[2].partition("Constants")[0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

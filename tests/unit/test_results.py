@@ -8,6 +8,7 @@ from rapid_dist.methods import evaluation_stage, sampling_stages
 from rapid_dist.methods.context import RunContext
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.privacy.spend import spend
 from rapid_dist.privacy.statement import claim
 from rapid_dist.runtime import results
 from tests.fakes import FakeClock, MemoryStorage
@@ -38,7 +39,7 @@ def _write_pages(run: UntrainedRun, price_per_hour: float | None) -> RunContext:
         quality=quality,
         registry={},
     )
-    curve = results.epsilon_curve(ledger, "run-1", 1e-4, 10.0)
+    curve = results.epsilon_curve(spend(ledger.events("run-1"), 1e-4), 10.0)
     results.write_pages(context, summary, claimed, curve, quality, price_per_hour=price_per_hour)
     return context
 
