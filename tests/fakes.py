@@ -1,15 +1,7 @@
 """Stand-ins for what tests cannot wait for or cannot break: clocks, storages and workers."""
 
-import threading
-from collections.abc import Callable
-from typing import TypeVar
-
-import torch
-
-from rapid_dist.collective import Collective
+from rapid_dist.audit.workers import ThreadWorkers as ThreadWorkers
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing
-
-T = TypeVar("T")
 
 
 class FakeClock:
@@ -114,65 +106,3 @@ class _FullDiskChild(MemoryStorage):
 
     def create(self, name: str, data: bytes) -> None:
         self._parent.create(self._prefix + name, data)
-
-
-class ThreadWorkers:
-    """A group of threads of this process that sum and broadcast through one list.
-
-    The first error breaks the barrier, so no other rank is left waiting; it is raised by ``run``.
-    """
-
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
-        self.slots: list[torch.Tensor | bytes] = [b""] * world_size
-        self.wall = threading.Barrier(world_size, timeout=60)
-        self.errors: dict[int, BaseException] = {}
-
-    def run(self, task: Callable[[Collective], T]) -> list[T]:
-        """Returns what the task returned on every rank."""
-        results: dict[int, T] = {}
-
-        def work(rank: int) -> None:
-            try:
-                results[rank] = task(ThreadCollective(self, rank))
-            except BaseException as error:
-                self.errors[rank] = error
-                self.wall.abort()
-
-        threads = [threading.Thread(target=work, args=(r,)) for r in range(self.world_size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for error in self.errors.values():
-            if not isinstance(error, threading.BrokenBarrierError):
-                raise error
-        return [results[rank] for rank in range(self.world_size)]
-
-
-class ThreadCollective:
-    """One rank's view of ``ThreadWorkers``."""
-
-    def __init__(self, workers: ThreadWorkers, rank: int) -> None:
-        self._workers = workers
-        self.rank = rank
-        self.world_size = workers.world_size
-
-    def _exchange(self, own: torch.Tensor | bytes) -> list[torch.Tensor | bytes]:
-        self._workers.slots[self.rank] = own
-        self._workers.wall.wait()
-        all_of_them = list(self._workers.slots)
-        self._workers.wall.wait()
-        return all_of_them
-
-    def sum_(self, flat: torch.Tensor) -> None:
-        parts = self._exchange(flat.clone())
-        flat.copy_(torch.stack([part for part in parts if isinstance(part, torch.Tensor)]).sum(0))
-
-    def broadcast_bytes(self, payload: bytes) -> bytes:
-        payloads = [part for part in self._exchange(payload) if isinstance(part, bytes)]
-        assert len({len(part) for part in payloads}) == 1
-        return payloads[0]
-
-    def barrier(self) -> None:
-        self._workers.wall.wait()
