@@ -1,11 +1,13 @@
 """What is refused before anything is trained, each in one line that quotes no private content."""
 
 import filecmp
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rapid_dist.data.images import Int64Array
+from rapid_dist.data.raw import digit_names
 from rapid_dist.errors import DataError
 
 # Where a named source keeps its files under data.root.
@@ -47,6 +49,21 @@ def check_labels(name: str, labels: Int64Array, num_classes: int, *, empty_allow
             f"{name}: class {int(np.argmin(counts))} of {num_classes} has no image. "
             "Leave the class out, or add images of it."
         )
+
+
+def check_class_names(name: str, declared: Sequence[str], found: Sequence[str]) -> None:
+    """Declared names are the source's own, in its order; numbered classes may be called anything.
+
+    The source's names are not quoted: a folder may have been laid out by something private.
+    """
+    if not declared or tuple(found) == digit_names(len(found)):
+        return
+    for label, (given, own) in enumerate(zip(declared, found, strict=True)):
+        if given != own:
+            raise DataError(
+                f"{name}: class_names calls class {label} {given!r}, the source calls it "
+                "otherwise. Give the source's names, a folder's in alphabetical order, or none."
+            )
 
 
 def check_groups(name: str, groups: Int64Array | None, declared: int) -> None:

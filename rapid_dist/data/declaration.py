@@ -55,9 +55,11 @@ class PrivateSource:
     invert: bool = False
     margin: float = 0.0
     licence: str = ""  # Of folder and npz; the named sources know theirs.
+    class_names: tuple[str, ...] = ()  # For bundle and report, in order of the labels.
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        _check_class_names(self.class_names, self.num_classes)
         _check_common(self)
         if self.num_records < 1:
             raise ConfigError(f"num_records must be positive, got {self.num_records}. Declare N.")
@@ -152,6 +154,20 @@ class PublicSource:
             raise ConfigError(f"count must be positive, got {self.count}. Leave it out for all.")
         if self.labels not in ("fine", "coarse", "none"):
             raise ConfigError(f"labels must be fine, coarse or none, got {self.labels!r}.")
+
+
+def _check_class_names(names: tuple[str, ...], num_classes: int) -> None:
+    if names and len(names) != num_classes:
+        raise ConfigError(
+            f"class_names has {len(names)} names for num_classes={num_classes}. "
+            "Name every class once, or leave class_names out."
+        )
+    for name in names:
+        if names.count(name) > 1 or not name.isprintable() or not 0 < len(name.strip()) <= 40:
+            raise ConfigError(
+                f"class_names has {name!r}. Give every class a name of its own, of 1 to 40 "
+                "printable characters."
+            )
 
 
 def _check_common(source: PrivateSource | PublicSource) -> None:

@@ -71,6 +71,7 @@ def load_private(
             f"{source.name}: num_classes={source.num_classes} is declared, source "
             f"{source.source} has {len(raw.class_names)}. Declare {len(raw.class_names)}, or 0."
         )
+    checks.check_class_names(source.name, source.class_names, raw.class_names)
     train, held_out = raw.train, raw.test
     if held_out is None:
         train, held_out = _split_private(raw.train, source.held_out_share)

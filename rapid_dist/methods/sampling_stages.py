@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rapid_dist.collective import Collective
-from rapid_dist.data.images import from_unit
+from rapid_dist.data.images import from_unit, to_unit
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
 from rapid_dist.diffusion.seeds import normal_for
@@ -32,7 +32,9 @@ BUNDLE, SAMPLES = "bundle", "samples"
 
 
 def class_names(settings: MethodSettings) -> tuple[str, ...]:
-    return tuple(str(label) for label in range(settings.private.num_classes))
+    """Returns the declared names, else numbers; none for data without labels (P1)."""
+    declared = settings.private.class_names
+    return declared or tuple(str(label) for label in range(settings.private.num_classes))
 
 
 def bundle_facts(
@@ -206,7 +208,11 @@ def sample_by_query(
         at_query = sample(public, state, none, early, solver=sampling.solver)
         _, found = searcher.search(embed(at_query), 1)
         embedded += BLOCK_ROWS
-        surrogate = base.state(found[:, 0], late[0])
+        references = base.images(found[:, 0])
+        # The sample's own noise, as in training: two samples that retrieve one trajectory with
+        # its noise would be one picture.
+        noise = normal_for(seed, ids, shape, purpose="state")
+        surrogate = to_unit(references) + late[0] * noise
         own = torch.zeros(BLOCK_ROWS, dtype=torch.int64)
         count = min(BLOCK_ROWS, len(labels) - start)
         own[:count] = torch.from_numpy(labels[start : start + count])
@@ -216,7 +222,7 @@ def sample_by_query(
         parts.append(
             (
                 from_unit(at_query / (1 + early[-1]))[:count],
-                base.images(found[:, 0])[:count],
+                references[:count],
                 from_unit(surrogate / (1 + late[0]))[:count],
                 from_unit(clean)[:count],
             )

@@ -152,7 +152,8 @@ class Bundle:
                     f"The prior knows {len(self.prior.cluster_of_entry)} entries, the references "
                     f"{num_entries}. Take both from one knowledge base."
                 )
-        if len(self.facts.class_names) != self.denoiser.num_classes:
+        # Images without classes are one class to the network, and it has no name.
+        if max(1, len(self.facts.class_names)) != self.denoiser.num_classes:
             raise ConfigError(
                 f"class_names has {len(self.facts.class_names)} names for "
                 f"{self.denoiser.num_classes} classes. Name every class once."

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rapid_dist.data.images import content_hashes
 from rapid_dist.data.sources import PrivateSource, PublicSource, load_private, load_public
-from rapid_dist.errors import DataError
+from rapid_dist.errors import ConfigError, DataError
 
 
 def picture(seed: int, side: int = 8, mode: str = "L") -> Image.Image:
@@ -62,6 +62,44 @@ def test_a_folder_with_train_and_test_keeps_its_own_split(tmp_path: Path) -> Non
     train, held_out = load_private(_folder(tmp_path, num_records=6))
     assert (len(train), len(held_out)) == (6, 3)
     assert held_out.labels.tolist() == [0, 0, 1]
+
+
+def test_declared_class_names_are_the_folders_in_its_order(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", {"sick": 3, "healthy": 3})
+    write_tree(tmp_path / "test", {"sick": 2, "healthy": 1}, first_seed=100)
+    named = _folder(tmp_path, num_records=6, class_names=("healthy", "sick"))
+    assert len(load_private(named)[0]) == 6
+    for wrong in (("sick", "healthy"), ("healthy", "ill")):
+        with pytest.raises(DataError, match="the source calls it otherwise") as caught:
+            load_private(_folder(tmp_path, num_records=6, class_names=wrong))
+        assert "\n" not in str(caught.value)
+        own = {"sick", "healthy"} - {wrong[0], wrong[1]}
+        assert not any(name in str(caught.value) for name in own)  # The folder's are not quoted.
+
+
+def test_numbered_classes_may_be_called_anything(tmp_path: Path) -> None:
+    write_tree(tmp_path / "train", {"0": 3, "1": 3})
+    write_tree(tmp_path / "test", {"0": 2, "1": 1}, first_seed=100)
+    named = _folder(tmp_path, num_records=6, class_names=("healthy", "sick"))
+    assert len(load_private(named)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a",), "1 names for num_classes=2"),
+        (("a", "b", "c"), "3 names for num_classes=2"),
+        (("a", "a"), "a name of its own"),
+        (("a", " "), "a name of its own"),
+        (("a", "b\nc"), "a name of its own"),
+    ],
+)
+def test_class_names_that_do_not_name_every_class_once_are_refused(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        _folder(tmp_path, num_records=6, class_names=names)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_test_part_is_split_by_content(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rapid_dist.config import load_recipe, method_settings, recipe_names
+from rapid_dist.diffusion.denoiser import Denoiser, NetworkConfig
 from rapid_dist.methods import (
     artifacts,
     evaluation_stage,
@@ -18,6 +19,7 @@ from rapid_dist.methods import (
 from rapid_dist.methods.sampling_stages import GenerateTask, QueryPath
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.release.bundle import write_bundle
+from rapid_dist.release.generator import Generator
 from rapid_dist.storage import LocalStorage
 from tests.bundles import tiny_bundle
 from tests.fakes import ThreadWorkers
@@ -116,6 +118,44 @@ def test_a_sample_by_query_depends_on_its_own_seed_and_id_alone(place: Untrained
         np.testing.assert_array_equal(getattr(few, column), getattr(many, column)[:5])
     assert len(np.unique(many.query, axis=0)) == 70
     assert done == [64, 70]
+
+
+def test_two_samples_that_retrieve_one_trajectory_are_two_pictures(place: UntrainedRun) -> None:
+    path = _by_query(place, np.zeros(200, np.int64))
+    _, first, counts = np.unique(path.reference, axis=0, return_index=True, return_counts=True)
+    assert counts.max() > 1  # One trajectory was retrieved more than once.
+    assert len(first) < 200
+    for column in (path.surrogate, path.sample):
+        assert len(np.unique(column, axis=0)) == 200
+
+
+def test_an_entrys_own_noise_would_have_given_one_picture_twice(place: UntrainedRun) -> None:
+    twice = place.knowledge_base().state(np.array([3, 3]), 2.0)
+    np.testing.assert_array_equal(twice[0], twice[1])
+
+
+def test_declared_class_names_reach_the_bundle_and_numbers_stand_in_for_them() -> None:
+    names = tuple("abcdefghij")
+    for changes, expected in (
+        ([f"data.private.class_names={list(names)}"], names),
+        ([], tuple("0123456789")),
+        (["data.private.num_classes=0"], ()),
+    ):
+        settings = method_settings(load_recipe("digits", changes))
+        assert sampling_stages.bundle_facts(settings, "prior", {}, {}).class_names == expected
+
+
+def test_images_without_classes_have_a_bundle_too() -> None:
+    settings = method_settings(load_recipe("digits", ["data.private.num_classes=0"]))
+    facts = sampling_stages.bundle_facts(settings, "noise", {}, {})
+    denoiser = Denoiser(
+        NetworkConfig(widths=[8], attention=[False], head_width=8),
+        channels=1,
+        size=8,
+        num_classes=private_stages.num_classes(settings),
+    )
+    bundle = sampling_stages.make_bundle(settings, denoiser, facts, None, None)
+    assert Generator(bundle).generate(np.zeros(2, np.int64), seed=0).shape == (2, 1, 8, 8)
 
 
 def test_the_evaluations_of_a_query_are_counted_with_the_public_models(place: UntrainedRun) -> None:
