@@ -34,7 +34,7 @@ ONLY_IN = {
     "mlflow": ["release/registry.py", "release/pyfunc_model.py", "runtime/tracking.py"],
     "faiss": ["retrieval/vectors.py"],
     "opacus": ["privacy/accounting.py", "private/", "audit/"],
-    "dp_accounting": ["privacy/"],
+    "dp_accounting": ["privacy/", "audit/"],
     "boto3": ["storage.py"],
     "botocore": ["storage.py"],
     "pydantic": ["config.py"],

@@ -63,8 +63,9 @@ def _history(events: Sequence[Event]) -> list[tuple[float, float, int]]:
     """(noise multiplier, sample rate, steps) of runs of equal events, in order."""
     history: list[tuple[float, float, int]] = []
     for event in events:
-        is_step = isinstance(event, DpSgdEvent)
-        rate, steps = (event.sample_rate, event.steps) if is_step else (1.0, 1)
+        rate, steps = 1.0, 1
+        if isinstance(event, DpSgdEvent):
+            rate, steps = event.sample_rate, event.steps
         if history and history[-1][:2] == (event.noise_multiplier, rate):
             steps += history.pop()[2]
         history.append((event.noise_multiplier, rate, steps))
