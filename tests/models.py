@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,17 +91,13 @@ def references_of(
 
 def draw_maker(**changes: Any) -> DrawMaker:
     """Returns a maker; ``changes`` are of its fields, or of its TrainConfig."""
-    own = {"images", "split_step", "label_drop", "find_references", "schedule"}
-    maker = DrawMaker(
-        images=private_images(),
-        config=TrainConfig(**{"micro_batch": 4, **{k: changes[k] for k in changes.keys() - own}}),
-        schedule=SCHEDULE,
-        split_step=450,
-        no_label=CLASSES,
-        label_drop=0.1,
-        find_references=references_of,
-    )
-    return replace(maker, **{k: changes[k] for k in changes.keys() & own})
+    fields: dict[str, Any] = {
+        "images": private_images(), "schedule": SCHEDULE, "split_step": 450, "no_label": CLASSES,
+        "label_drop": 0.1, "find_references": references_of,
+    }  # fmt: skip
+    config = {"micro_batch": 4, **{k: changes[k] for k in changes.keys() - fields}}
+    fields |= {k: changes[k] for k in changes.keys() & fields}
+    return DrawMaker(config=TrainConfig(**config), **fields)
 
 
 def mechanism(**changes: Any) -> DpSgdConfig:

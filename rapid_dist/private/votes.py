@@ -1,12 +1,11 @@
 """The private prior's one query: each record votes for its cluster, in its class.
 
 Zeroing out one record changes one cell of the histogram by one, so the L2 sensitivity is 1. Where
-the unit is a group, its images share its vote: it changes cells by amounts that add up to one, and
-the L2 norm of those is at most 1. The histogram leaves this room once, with Gaussian noise; the
-counts themselves never do.
+the unit is a group, its images share its vote: it changes cells by amounts that add up to one at
+most, and the L2 norm of those is at most 1. Shares are multiples of 2^-10, rounded down, so that
+their sum is exact and no rounding carries a group over its one vote. The histogram leaves this room
+once, with Gaussian noise; the counts themselves never do.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.noise import add_noise_
 
-Assign = Callable[[np.ndarray], np.ndarray]  # uint8 [N, C, H, W] -> cluster int64 [N], per record
+_TICKS = 1024  # Parts of a group's vote. A cell's sum in float32 is exact below 2^14 groups.
 
 
 def noised_histogram(
@@ -37,16 +36,26 @@ def noised_histogram(
         one whose features are not finite: it casts no vote.
       noise_multiplier: stddev of the noise; the sensitivity is 1.
     """
-    cells = images.labels * num_clusters + np.maximum(clusters, 0)
-    votes = np.ones(len(cells)) if images.groups is None else _shares(images.groups)
-    votes = np.where(clusters >= 0, votes, 0.0)
-    counts = np.bincount(cells, votes, minlength=num_classes * num_clusters)
+    cells, num_cells = images.labels * num_clusters + clusters, num_classes * num_clusters
+    votes = clusters >= 0
+    if images.groups is None:
+        counts = np.bincount(cells[votes], minlength=num_cells).astype(np.float64)
+    else:
+        sizes = np.bincount(images.groups)  # Of all images: one without a vote lends it to none.
+        counts = _shared(images.groups[votes], cells[votes], sizes, num_cells)
     flat = torch.from_numpy(counts.astype(np.float32))  # Exact below 2^24 records a cell.
     add_noise_(flat, noise_multiplier, key, step=0, attempt=attempt, purpose="prior")
     return flat.double().numpy().reshape(num_classes, num_clusters)
 
 
-def _shares(groups: np.ndarray) -> np.ndarray:
-    """int64 [N] group ids -> float64 [N], one over the size of each image's group."""
-    shares: np.ndarray = 1.0 / np.bincount(groups)[groups]
-    return shares
+def _shared(groups: np.ndarray, cells: np.ndarray, sizes: np.ndarray, num_cells: int) -> np.ndarray:
+    """Votes that the images [n] of a group share, float64 [num_cells], in multiples of 2^-10.
+
+    Args:
+      groups, cells: int64 [n], of every image that has a vote.
+      sizes: int64 [number of groups], images of each group.
+    """
+    pairs, images = np.unique(groups * num_cells + cells, return_counts=True)
+    shares = images * _TICKS // sizes[pairs // num_cells]  # Of one group: at most _TICKS together.
+    counts: np.ndarray = np.bincount(pairs % num_cells, shares, minlength=num_cells) / _TICKS
+    return counts

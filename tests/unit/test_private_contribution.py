@@ -27,7 +27,6 @@ from tests.models import (
     draw_maker,
     each_left_out,
     mechanism,
-    private_images,
     private_step,
     random_rows,
     references_of,
@@ -195,28 +194,3 @@ def test_rounding_in_the_norm_of_a_wide_layer_does_not_pass_the_bound() -> None:
 
 def test_the_rounding_test_would_notice_a_norm_in_one_long_sum() -> None:
     assert _longest(lambda gradients: torch.linalg.vector_norm(gradients[0], dim=1)) > 1
-
-
-def test_images_of_a_group_are_one_record() -> None:
-    groups = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-    maker = draw_maker(images=private_images(12, groups), multiplicity=4)
-    found = _contributions(draws=maker)  # Records 0..4 are now the five groups.
-    assert max(found) <= 1 + 1e-4
-
-
-def test_the_group_test_would_notice_images_that_are_clipped_apart() -> None:
-    whole, rest = (_released(batch, 1, BOUND) for batch in ([0, 1, 2, 3, 4], [0, 1]))
-    assert float((whole - rest).norm()) / BOUND > 1.5  # Of a group with images 2, 3 and 4.
-
-
-def test_every_image_of_a_group_takes_part() -> None:
-    groups = np.array([4, 0, 1, 1, 2, 2, 3, 3, 1, 1, 1, 1])
-    images = private_images(12, groups)
-    maker = draw_maker(images=images, label_drop=0.0)
-    seen: dict[int, set[int]] = {group: set() for group in range(5)}
-    for step in range(60):
-        rows = maker.rows(np.arange(5), private_step().key, step, attempt=1)
-        for group, clean in enumerate(((rows.clean + 1) * 127.5).round().byte().numpy()):
-            places = [i for i, image in enumerate(images.images) if (image == clean).all()]
-            seen[group].update(places)
-    assert seen == {g: set(np.flatnonzero(groups == g).tolist()) for g in range(5)}

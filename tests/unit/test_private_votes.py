@@ -1,11 +1,13 @@
 """The prior's query: one vote a record, noised before it leaves."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from rapid_dist.data.images import ImageSpec, PrivateImages
-from rapid_dist.private.votes import noised_histogram
+from rapid_dist.private.votes import _shared, noised_histogram
 from tests.models import KEY, private_images
 
 FALSE_ALARM = 1e-6  # Chance that a correct query fails a test of its noise under a fresh key.
@@ -81,6 +83,49 @@ def test_a_group_moves_the_histogram_by_one_at_most(clusters: np.ndarray) -> Non
 def test_the_sensitivity_test_would_notice_a_group_with_a_vote_an_image() -> None:
     groups = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 3, 4])
     assert _sensitivity(private_images(12), groups, np.zeros(12, np.int64)) > 2
+
+
+def _naive(groups: np.ndarray, cells: np.ndarray, sizes: np.ndarray, num_cells: int) -> np.ndarray:
+    """The fault of shares that are not exact: one over the size, added up in float32."""
+    return np.bincount(cells, 1.0 / sizes[groups], minlength=num_cells)
+
+
+def _moved_by_the_last(share: Callable[..., np.ndarray]) -> float:
+    """The L1 change when one group goes from a cell of 4,096 votes and a third."""
+    groups = np.append(np.arange(4_096), [4_096, 4_096, 4_096])
+    cells = np.append(np.zeros(4_096, np.int64), [0, 1, 2])
+    sizes = np.bincount(groups)
+    whole, rest = (
+        share(groups[kept], cells[kept], sizes, CLUSTERS).astype(np.float32)
+        for kept in (groups >= 0, groups != 7)
+    )
+    return float(np.abs(whole - rest).sum())
+
+
+def test_rounding_carries_no_group_over_its_one_vote() -> None:
+    assert _moved_by_the_last(_shared) == 1
+
+
+def test_the_rounding_test_would_notice_shares_that_are_rounded_in_the_sum() -> None:
+    assert _moved_by_the_last(_naive) > 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100, 1_500])
+def test_the_images_of_a_group_share_one_vote_by_their_cells(size: int) -> None:
+    cells = np.random.default_rng(size).integers(0, CLUSTERS, size)
+    found = _shared(np.zeros(size, np.int64), cells, np.array([size]), CLUSTERS)
+    wanted = np.bincount(cells, minlength=CLUSTERS) / size
+    assert found.sum() <= 1
+    assert (found <= wanted).all()
+    assert (found > wanted - 2.0**-10).all()
+
+
+def test_an_image_without_finite_features_does_not_lend_its_share_to_others() -> None:
+    groups = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3])
+    images, clusters = private_images(12, groups), np.full(12, 2)
+    clusters[0] = -1
+    found = _histogram(images, clusters, noise=1e-4)
+    assert found.sum() == pytest.approx(3.5, abs=0.01)
 
 
 def _noise_p_value(histogram: np.ndarray, claimed: float) -> float:
