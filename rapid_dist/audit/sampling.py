@@ -1,0 +1,238 @@
+"""Check 3: every unit is in every batch on a coin of its own, and an empty batch is a step.
+
+Who takes part is seen where the sum is made, over two workers. Every audit draws fresh keys, so the
+false-alarm chance that a row states is what it says it is (of the two chi-squares, nearly).
+
+N units, T steps, q = sample_rate, W workers.
+"""
+
+import tempfile
+from dataclasses import replace
+
+import numpy as np
+import scipy.stats
+
+from rapid_dist.audit.attendance import PARAMETERS, SHARE, Attendance, attend
+from rapid_dist.audit.result import CheckResult, Profile
+from rapid_dist.audit.statistics import Row, binomial_p_value, two_sided
+from rapid_dist.audit.subject import Subject
+from rapid_dist.collective import SingleProcess
+from rapid_dist.privacy.keeper import Attempt
+from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.storage import open_storage
+
+CHECK = "sampling"
+NUM_UNITS, RATE = 48, 0.25  # Of the small set, where every pair of units can be looked at.
+WORLD_SIZE = 2
+_STEPS: dict[Profile, int] = {"quick": 600, "full": 6_000}
+_OWN_STEPS: dict[Profile, int] = {"quick": 100, "full": 1_000}  # At the recipe's own N and q.
+_LOOP_STEPS = 8
+_BINS = 64
+
+
+def check_sampling(subject: Subject, profile: Profile) -> list[CheckResult]:
+    """Looks at who is drawn, with whom, how many, how often nobody, and what is divided by."""
+    steps, own_steps = _STEPS[profile], _OWN_STEPS[profile]
+    small = _drawing(subject, NUM_UNITS, RATE * NUM_UNITS)
+    sparse = _drawing(subject, NUM_UNITS, 1.0)
+    key = subject.new_key()
+    drawn = attend(small, key, steps, world_size=WORLD_SIZE)
+    again = attend(small, key, steps, world_size=WORLD_SIZE, attempt=2)
+    other = attend(small, subject.new_key(), steps, world_size=WORLD_SIZE)
+    few = attend(sparse, subject.new_key(), steps, world_size=WORLD_SIZE)
+    mechanism = subject.mechanism
+    own = _batches(subject, own_steps)
+    present, rate = drawn.times > 0, mechanism.sample_rate
+    return [
+        Row(check=CHECK, share=0.2).verdict(
+            "Is every unit drawn at the claimed rate, none more often than another?",
+            {
+                "rate": binomial_p_value(int(present.sum()), present.size, RATE),
+                "evenness": _evenness_p_value(present, RATE),
+                "the recipe's rate": binomial_p_value(int(own.sum()), own.size, rate),
+                "the recipe's evenness": _evenness_p_value(own, rate),
+            },
+            f"N={NUM_UNITS}, q={RATE}, {steps} steps on {WORLD_SIZE} workers; "
+            f"the recipe's N={mechanism.num_records}, q={rate:.4g}, {own_steps} steps.",
+        ),
+        Row(check=CHECK, share=0.2).verdict(
+            "Is every pair of units drawn together at the squared rate?",
+            {"the least likely pair": _least_pair_p_value(present)},
+            f"Of {NUM_UNITS * (NUM_UNITS - 1) // 2} pairs, within one worker and across.",
+        ),
+        Row(check=CHECK, share=0.2).verdict(
+            "Do batch sizes vary as Poisson sampling says?",
+            {
+                "sizes": _size_p_value(present, RATE),
+                "the recipe's sizes": _size_p_value(own, rate),
+            },
+        ),
+        Row(check=CHECK, share=0.2).verdict(
+            "Are steps, attempts and runs drawn independently?",
+            {
+                "steps": _overlap_p_value(present[0::2], present[1::2], RATE),
+                "attempts": _overlap_p_value(present, again.times > 0, RATE),
+                "runs": _overlap_p_value(present, other.times > 0, RATE),
+                "the recipe's steps": _overlap_p_value(own[0::2], own[1::2], rate),
+            },
+        ),
+        Row(check=CHECK, share=0.2).verdict(
+            "Does an empty batch come as often as it should?",
+            {"empty batches": _empty_p_value(few, sparse.mechanism.sample_rate)},
+            f"{int((few.times.sum(1) == 0).sum())} of {steps} steps, one unit expected in each.",
+        ),
+        _once_row(small, drawn),
+        _empty_row(sparse, few, steps),
+        _division_row(small),
+    ]
+
+
+def _drawing(subject: Subject, units: int, expected_batch: float) -> Subject:
+    return replace(
+        subject,
+        mechanism=replace(subject.mechanism, num_records=units, expected_batch=expected_batch),
+    )
+
+
+def _batches(subject: Subject, steps: int) -> np.ndarray:
+    """bool [T, N]: who is in which batch of the recipe's own sampler."""
+    drawn = np.zeros((steps, subject.mechanism.num_records), bool)
+    sampler = subject.sampler(subject.new_key())
+    for step in range(steps):
+        drawn[step, sampler.batch(step)] = True
+    return drawn
+
+
+def _evenness_p_value(drawn: np.ndarray, rate: float) -> float:
+    """Chi-square over units, or over blocks of them where there are many."""
+    blocks = np.array_split(drawn.sum(0), min(drawn.shape[1], _BINS))
+    expected = np.array([len(block) * len(drawn) * rate for block in blocks])
+    counts = np.array([block.sum() for block in blocks])
+    if rate == 1:
+        return float((counts == expected).all())
+    statistic = float((np.square(counts - expected) / (expected * (1 - rate))).sum())
+    return two_sided(scipy.stats.chi2(len(blocks)), statistic)
+
+
+def _size_p_value(drawn: np.ndarray, rate: float) -> float:
+    """Sizes are Binomial(N, q); their squared distances from Nq add up to nearly chi-square."""
+    units = drawn.shape[1]
+    if rate == 1:
+        return float((drawn.sum(1) == units).all())
+    statistic = np.square(drawn.sum(1) - units * rate).sum() / (units * rate * (1 - rate))
+    return two_sided(scipy.stats.chi2(len(drawn)), float(statistic))
+
+
+def _least_pair_p_value(drawn: np.ndarray) -> float:
+    """The most suspicious of all pairs, times their number."""
+    units = drawn.shape[1]
+    together = (drawn.T.astype(np.int64) @ drawn)[np.triu_indices(units, 1)]
+    law = scipy.stats.binom(len(drawn), RATE**2)
+    tails = 2 * np.minimum(law.cdf(together), law.sf(together - 1))
+    return float(min(1.0, tails.min() * len(tails)))
+
+
+def _overlap_p_value(one: np.ndarray, other: np.ndarray, rate: float) -> float:
+    """Two independent draws share Binomial(n, q^2) inclusions."""
+    one = one[: len(other)]
+    return binomial_p_value(int((one & other).sum()), one.size, rate**2)
+
+
+def _empty_p_value(few: Attendance, rate: float) -> float:
+    chance = (1 - rate) ** few.times.shape[1]
+    return binomial_p_value(int((few.times.sum(1) == 0).sum()), len(few.times), chance)
+
+
+def _once_row(small: Subject, drawn: Attendance) -> CheckResult:
+    key, steps = small.new_key(), 20
+    alone, *groups = (attend(small, key, steps, world_size=size).times for size in (1, 2, 4))
+    differing = sum(not np.array_equal(alone, times) for times in groups)
+    most = int(drawn.times.max())
+    return CheckResult(
+        check=CHECK,
+        question="Is nobody in a step twice, and is the batch the same at any number of workers?",
+        statistic=f"at most {most} times; {differing} of W = 2, 4 draw another batch than W = 1",
+        bound="at most once; none",
+        false_alarm=0.0,
+        passed=most <= 1 and differing == 0,
+    )
+
+
+def _empty_row(sparse: Subject, few: Attendance, steps: int) -> CheckResult:
+    """Steps on empty batches, of the step and of the loop around it."""
+    loop_steps, charged = _loop_on_nobody(sparse)
+    noised = int(few.released.any(axis=1).sum())
+    return CheckResult(
+        check=CHECK,
+        question="Is every step charged once and noised, whether or not anybody was drawn?",
+        statistic=(
+            f"{len(few.charged)} charged and {noised} noised of {steps}; of {_LOOP_STEPS} in a "
+            f"loop on nobody {charged} charged, {loop_steps} made"
+        ),
+        bound="all",
+        false_alarm=0.0,
+        passed=few.charged == list(range(steps))
+        and noised == steps
+        and charged == loop_steps == _LOOP_STEPS,
+    )
+
+
+class _Counting:
+    """A keeper to whom every step is affordable: what is trained on is public."""
+
+    def __init__(self) -> None:
+        self.charged = 0
+
+    def begin_attempt(self) -> Attempt:
+        return Attempt(number=1, affordable_steps=_LOOP_STEPS)
+
+    def charge(self, step: int, attempt: int | None = None) -> None:
+        self.charged += 1
+
+
+def _loop_on_nobody(subject: Subject) -> tuple[int, int]:
+    """Steps that the loop made, and that it charged, when nobody is ever drawn."""
+    never = subject.on(subject.images)
+    mechanism = replace(never.mechanism, expected_batch=1e-9, steps=_LOOP_STEPS)
+    made: list[float] = []
+    keeper = _Counting()
+    with tempfile.TemporaryDirectory() as folder:
+        replace(never, mechanism=mechanism).run(
+            SingleProcess(),
+            keeper,
+            open_storage(folder),
+            on_step=lambda figures: made.append(figures["step"]),
+        )
+    return len(made), keeper.charged
+
+
+class _Exactly(PoissonSampler):
+    """Draws the first ``size`` units."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def batch(self, step: int) -> np.ndarray:
+        return np.arange(self._size)
+
+
+def _division_row(small: Subject) -> CheckResult:
+    """The noise of two steps under one key cancels, so what is left is units / divisor."""
+    key, mechanism = small.new_key(), small.mechanism
+    sizes = (NUM_UNITS, NUM_UNITS // 3)
+    most, fewer = (
+        attend(small, key, 1, world_size=WORLD_SIZE, sampler=_Exactly(size)).released[0]
+        for size in sizes
+    )
+    unit = SHARE * mechanism.max_grad_norm / PARAMETERS**0.5
+    moved = float((most.astype(np.float64) - fewer).mean()) / unit
+    divisor = (sizes[0] - sizes[1]) / moved if moved else float("inf")
+    return CheckResult(
+        check=CHECK,
+        question="Is the sum divided by the declared expected batch, whoever was drawn?",
+        statistic=f"divided by {divisor:.4f}",
+        bound=f"{mechanism.expected_batch:.4f}, to 0.1%",
+        false_alarm=0.0,
+        passed=abs(divisor / mechanism.expected_batch - 1) <= 1e-3,
+        detail=f"Batches of {sizes[0]} and {sizes[1]} units under one key.",
+    )
