@@ -136,9 +136,9 @@ def plan(
 
     loaded = _load(recipe, overrides)
     solved = accounting.plan(loaded.privacy, loaded.num_units)
-    _print_plan(asdict(solved), loaded.privacy.unknown)
+    _print_plan(asdict(solved), loaded)
     if as_json:
-        print(json.dumps(asdict(solved)))
+        print(json.dumps({**asdict(solved), **_unit_facts(loaded)}))
 
 
 def ledger_show(
@@ -155,12 +155,16 @@ def ledger_show(
     delta = loaded.privacy.delta
     spent = totals(opened, delta)
     print(f"data set {opened.dataset}: {len(opened.entries())} entries, head {opened.head}")
-    print(f"epsilon of all runs together at delta {delta:g}: {spent.dataset.reported:.4f}")
+    unit = _unit_on(spent.unit, loaded)
+    print(
+        f"epsilon of all runs together for one {unit}, at delta {delta:g}: "
+        f"{spent.dataset.reported:.4f}"
+    )
     for name, epsilons in spent.runs.items():
         print(f"  {name}: {epsilons.reported:.4f}")
     if as_json:
         facts = {"dataset": opened.dataset, "entries": len(opened.entries()), "head": opened.head}
-        print(json.dumps({**facts, **asdict(spent)}))
+        print(json.dumps({**facts, **asdict(spent), "unit_name": unit}))
 
 
 def ledger_verify(
@@ -195,7 +199,7 @@ def _print_prepared(prepared: "Prepared", as_json: bool) -> None:
 
     described = prepared.described()
     print(to_yaml(prepared.recipe))
-    _print_plan(described["plan"], prepared.recipe.privacy.unknown)
+    _print_plan(described["plan"], prepared.recipe)
     print(f"stages     {', '.join(described['stages'])}")
     for name, value in {**described["resources"], **described["places"]}.items():
         print(f"{name:<10} {value}")
@@ -203,16 +207,41 @@ def _print_prepared(prepared: "Prepared", as_json: bool) -> None:
         print(json.dumps(described))
 
 
-def _print_plan(solved: dict[str, Any], unknown: str) -> None:
+def _unit_facts(recipe: "Recipe") -> dict[str, Any]:
+    """What the plan's epsilon is for."""
+    private = recipe.data.private
+    return {
+        "unit": recipe.privacy.unit,
+        "unit_name": private.unit_name,
+        "unit_note": private.unit_note,
+        "num_units": recipe.num_units,
+    }
+
+
+def _unit_on(unit: str | None, recipe: "Recipe") -> str:
+    """The name of a ledger's unit: the recipe's if it is the same, or what the ledger holds."""
+    private = recipe.data.private
+    return private.unit_name if unit in (None, private.unit_id) else str(unit)
+
+
+def _print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:
     budget, epsilons = solved["budget"], solved["epsilons"]
+    unit = _unit_facts(recipe)
     print(f"budget     epsilon {budget['epsilon']:g} at delta {budget['delta']:g}")
+    print(
+        f"unit       one {unit['unit_name']} of {unit['num_units']:,}. {unit['unit_note']}".rstrip()
+    )
     for name in ("prior", "dp_sgd"):
         event = solved[name] or {"none": ""}
-        facts = ", ".join(f"{key} {value:g}" if value else key for key, value in event.items())
+        facts = ", ".join(f"{key} {_shown(value)}".rstrip() for key, value in event.items())
         print(f"{name:<10} {facts}")
-    print(f"solved     {unknown}")
+    print(f"solved     {recipe.privacy.unknown}")
     for name in ("pld", "prv", "rdp"):
         print(f"{name:<10} epsilon {epsilons[name]:.4f}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _print_summary(summary: dict[str, Any], out: str) -> None:
@@ -223,11 +252,14 @@ def _print_summary(summary: dict[str, Any], out: str) -> None:
         if registry
         else "not registered"
     )
+    unit = privacy.get("unit_name", privacy["unit"])
     print(
         f"epsilon    {privacy['epsilon']:.4f} at delta {privacy['delta']:g}, relation "
-        f"{privacy['relation']}, unit {privacy['unit']}; all runs on {summary['dataset']} together "
+        f"{privacy['relation']}, for one {unit}; all runs on {summary['dataset']} together "
         f"{privacy['dataset_epsilon']:.4f}"
     )
+    if privacy.get("unit_note"):
+        print(f"unit       {privacy['unit_note']}")
     print(f"report     {out}/report.html")
     print(f"internal   {out}/internal/report.html")
     print(f"samples    {out}/samples.png")

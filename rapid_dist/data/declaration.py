@@ -103,7 +103,7 @@ class PrivateSource:
         if self.group_column is None:
             return "record"
         made_up = f"-{self.num_groups}" if self.group_column == SYNTHETIC else ""
-        return f"group:{self.group_column}{made_up}"
+        return "group:" + re.sub(r"\s", "_", self.group_column) + made_up  # One word in a note.
 
     @property
     def unit_note(self) -> str:

@@ -13,7 +13,7 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
 from rapid_dist.privacy.settings import Budget
 
-_UNIT = re.compile(r"unit=(\w+) ")  # In the note of an attempt.
+_UNIT = re.compile(r"unit=(\S+) ")  # In the note of an attempt.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,7 @@ class Attempt:
 class LedgerTotals:
     """What was spent on one private data set, by all runs together and by each."""
 
+    unit: str | None  # Whose epsilons these are; None while nothing was released.
     dataset: Epsilons
     runs: dict[str, Epsilons]
 
@@ -51,7 +52,8 @@ class LedgerKeeper:
           event: the constants of one step.
           planned_steps: steps of a run without mishap; steps are numbered below it.
           reserve_steps: steps the plan paid for on top, for a crash to repeat.
-          unit: what one unit of sensitivity is; runs on one ledger must agree in it.
+          unit: what one unit of sensitivity is, "record" or "group:" and the column that makes
+            the groups; runs on one ledger must agree in it.
         """
         self._ledger = ledger
         self._run = run
@@ -140,16 +142,14 @@ class LedgerKeeper:
         )
 
     def _refuse_other_units(self) -> None:
-        """Epsilons of images and of patients do not add up to an epsilon of either."""
+        """Epsilons of images, of patients and of clinics do not add up to an epsilon of any."""
         self._ledger.refresh()
-        released = set(self._ledger.runs())
-        for entry in self._ledger.entries():
-            found = _UNIT.match(entry.note) if entry.kind == "attempt" else None
-            if found and found[1] != self._unit and entry.run in released:
+        for run, unit in _units(self._ledger):
+            if unit != self._unit:
                 raise LedgerError(
-                    f"Run {self._run!r} has privacy.unit={self._unit!r}, but run {entry.run!r} on "
-                    f"the ledger of {self._ledger.dataset!r} has {found[1]!r}: what they cost "
-                    f"together cannot be said. Set privacy.unit={found[1]!r}."
+                    f"Run {self._run!r} has the privacy unit {self._unit!r}, but run {run!r} on "
+                    f"the ledger of {self._ledger.dataset!r} has {unit!r}: what they cost "
+                    f"together cannot be said. Set privacy.unit and group_column to {unit!r}."
                 )
 
     def _require_attempt(self) -> None:
@@ -163,7 +163,20 @@ def totals(ledger: Ledger, delta: float) -> LedgerTotals:
     The composition holds for runs whose constants did not depend on earlier runs' releases;
     choosing them by looking is what selection has to price.
     """
+    units = _units(ledger)
     return LedgerTotals(
+        unit=units[0][1] if units else None,
         dataset=epsilons(ledger.events(), delta),
         runs={run: epsilons(ledger.events(run), delta) for run in ledger.runs()},
     )
+
+
+def _units(ledger: Ledger) -> list[tuple[str, str]]:
+    """(run, its unit) of every attempt of the runs that released something, in order."""
+    released = set(ledger.runs())
+    found = [
+        (entry.run, _UNIT.match(entry.note))
+        for entry in ledger.entries()
+        if entry.kind == "attempt" and entry.run in released
+    ]
+    return [(run, unit[1]) for run, unit in found if unit]

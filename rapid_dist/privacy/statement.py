@@ -10,10 +10,6 @@ from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
 
 _RELATIONS = {"zero_out": "replacing any one {unit} by nothing (zero-out; their number is public)"}
-_UNITS = {
-    "record": ("record", "records"),
-    "group": ("group of records", "groups of records"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +21,8 @@ class Claim:
     num_records: int  # Privacy units: groups where the unit is a group.
     relation: str
     unit: str
+    unit_name: str  # What one unit is: "record", "patient".
+    unit_note: str  # What has to be said of the unit beside the claim, or nothing.
     budget: Budget
     spent: Epsilons  # By the run, all attempts and queries together.
     dataset_spent: Epsilons  # By all runs that the ledger holds.
@@ -39,7 +37,11 @@ class Claim:
     @property
     def sentence(self) -> str:
         """The claim in one sentence."""
-        unit, units = _UNITS[self.unit]
+        units, unit = "records", self.unit_name
+        if self.unit == "group":
+            # No plural of a name that somebody else chose.
+            units = "groups of images" + ("" if unit == "group" else f" (each one {unit})")
+            unit = f"{unit} with all its images"
         relation = _RELATIONS[self.relation].format(unit=unit)
         return (
             f"Everything that run {self.run!r} releases of the {self.num_records:,} private "
@@ -54,21 +56,36 @@ class Claim:
         side = "within" if self.within_budget else "ABOVE"
         return (
             self.sentence,
+            *([self.unit_note] if self.unit_note else []),
             f"That is {side} the run's budget of epsilon {self.budget.epsilon:g}. The ledger holds "
             f"{self.num_steps:,} Poisson-sampled Gaussian steps and {self.num_queries:,} Gaussian "
             f"queries of this run, composed at delta {self.budget.delta:g}: PLD "
             f"{rounded_up(spent.pld)}, PRV {rounded_up(spent.prv)} (the larger is claimed), "
             f"RDP {rounded_up(spent.rdp)} for comparison.",
             f"All runs ever charged to {self.dataset!r} together: epsilon "
-            f"{rounded_up(whole.reported)} at the same delta. Ledger head {self.ledger_head}.",
+            f"{rounded_up(whole.reported)} for one {self.unit_name} at the same delta. "
+            f"Ledger head {self.ledger_head}.",
             "The accounting is for ideal Gaussian noise; the noise added is float32, from a Philox "
             "generator keyed by the operating system. It covers the released model and what is "
             "computed from it, not internal evaluation against private records.",
         )
 
 
-def claim(config: PrivacyConfig, num_records: int, ledger: Ledger, run: str) -> Claim:
-    """Returns what the ledger lets one say of a run; epsilon is never taken from its plan."""
+def claim(
+    config: PrivacyConfig,
+    num_records: int,
+    ledger: Ledger,
+    run: str,
+    *,
+    unit_name: str = "",
+    unit_note: str = "",
+) -> Claim:
+    """Returns what the ledger lets one say of a run; epsilon is never taken from its plan.
+
+    Args:
+      unit_name: what one unit is; by default the name of its kind.
+      unit_note: what has to be said of the unit beside the claim.
+    """
     ledger.refresh()
     events = ledger.events(run)
     if not events:
@@ -83,6 +100,8 @@ def claim(config: PrivacyConfig, num_records: int, ledger: Ledger, run: str) -> 
         num_records=num_records,
         relation=config.relation,
         unit=config.unit,
+        unit_name=unit_name or config.unit,
+        unit_note=unit_note,
         budget=config.budget,
         spent=epsilons(events, config.delta),
         dataset_spent=epsilons(ledger.events(), config.delta),

@@ -24,23 +24,26 @@ FALSE_ALARMS = (0.001, 0.01, 0.1)
 def claim_section(summary: Mapping[str, Any], claim: Sequence[str]) -> Section:
     """Returns the claim in one sentence and its figures."""
     privacy = summary["privacy"]
+    name = _unit_name(privacy)
     pairs = [
         ("epsilon, the claim", up(privacy["epsilon"])),
         ("delta", f"{privacy['delta']:g}"),
-        ("unit", str(privacy["unit"])),
+        ("unit", name if privacy["unit"] == "record" else f"{name}, with all its images"),
         ("relation", RELATIONS.get(privacy["relation"], str(privacy["relation"]))),
         ("epsilon of the data set, all runs", up(privacy["dataset_epsilon"])),
     ]
     # "1e-05" may break after its hyphen, and would read like two numbers.
     sentence = re.sub(r"\S*\de-\d\S*", r'<span class="whole">\g<0></span>', escape(claim[0]))
     body = f'<p class="sentence">{sentence}</p>{facts(pairs)}'
+    if privacy.get("unit_note"):
+        body += paragraph(privacy["unit_note"])
     return Section(key="claim", title="The claim", body=body, style="claim")
 
 
 def meaning_section(summary: Mapping[str, Any]) -> Section:
     """Returns what the figures bound, in the terms of an attacker."""
     privacy = summary["privacy"]
-    epsilon, delta, unit = privacy["epsilon"], privacy["delta"], privacy["unit"]
+    epsilon, delta, unit = privacy["epsilon"], privacy["delta"], _unit_name(privacy)
     rows = [
         [f"{alarm:.1%}", _at_most(true_positive_bound(alarm, epsilon, delta))]
         for alarm in FALSE_ALARMS
@@ -59,9 +62,9 @@ def meaning_section(summary: Mapping[str, Any]) -> Section:
         )
         + paragraph(_strength(epsilon), "note")
         + paragraph(
-            "The bound is for the worst record and the best attacker; an actual attack usually "
-            "does far worse. It does not promise that the generator reveals nothing about the "
-            "records as a whole: what is common to many of them is what it was made to learn.",
+            f"The bound is for the worst {unit} and the best attacker; an actual attack usually "
+            "does far worse. It does not promise that the generator reveals nothing about the data "
+            "as a whole: what is common to many of them is what it was made to learn.",
             "note",
         )
     )
@@ -137,6 +140,11 @@ def origin_section(summary: Mapping[str, Any], claim: Sequence[str]) -> Section:
     if versions:
         body += "<h3>Versions</h3>" + table("", ["part", "version"], versions, kind="narrow")
     return Section(key="origin", title="Check it, versions", body=body)
+
+
+def _unit_name(privacy: Mapping[str, Any]) -> str:
+    """Returns what one privacy unit is: a record, a patient."""
+    return str(privacy.get("unit_name", privacy["unit"]))
 
 
 def true_positive_bound(false_positive: float, epsilon: float, delta: float) -> float:

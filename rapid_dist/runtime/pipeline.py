@@ -151,7 +151,7 @@ def _context(
         dataset=recipe.data.private.name,
         run=directory.run,
         plan=prepared.plan,
-        unit=recipe.privacy.unit,
+        unit=recipe.data.private.unit_id,
     )
     kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
     backend = kind(recipe.runtime, maker, figures.on_report)
@@ -176,7 +176,15 @@ def _claim(prepared: Prepared, directory: RunDirectory) -> tuple[Ledger, Claim]:
     recipe = prepared.recipe
     ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
     require_charged(prepared.plan, ledger, directory.run)
-    return ledger, claim(recipe.privacy, recipe.num_units, ledger, directory.run)
+    private = recipe.data.private
+    return ledger, claim(
+        recipe.privacy,
+        recipe.num_units,
+        ledger,
+        directory.run,
+        unit_name=private.unit_name,
+        unit_note=private.unit_note,
+    )
 
 
 def _finish(

@@ -53,6 +53,8 @@ def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str
         "budget": claim.budget.epsilon,
         "relation": claim.relation,
         "unit": claim.unit,
+        "unit_name": claim.unit_name,
+        "unit_note": claim.unit_note,
         "accountants": {
             "pld": claim.spent.pld,
             "prv": claim.spent.prv,
@@ -134,10 +136,8 @@ def register(
     context: RunContext, privacy: Mapping[str, Any], *, name: str, run_id: str, tracking_uri: str
 ) -> dict[str, Any]:
     """Registers the run's bundle and returns the summary's ``registry``."""
-    tags = {
-        f"dp.{key}": str(privacy[key])
-        for key in ("epsilon", "delta", "relation", "unit", "ledger_head", "dataset_epsilon")
-    }
+    told = ("epsilon", "delta", "relation", "unit", "unit_name", "ledger_head", "dataset_epsilon")
+    tags = {f"dp.{key}": str(privacy[key]) for key in told}
     model, version = artifacts.with_folder(
         context.out.child(sampling_stages.BUNDLE),
         lambda folder: register_model(

@@ -96,6 +96,19 @@ def test_plan_prints_every_accountant_and_ends_in_json(capsys: Captured) -> None
     assert plan["epsilons"]["pld"] <= plan["budget"]["epsilon"]
 
 
+def test_plan_says_whose_epsilon_it_is_and_that_made_up_patients_are_made_up(
+    capsys: Captured,
+) -> None:
+    assert main(["plan", "-r", "pneumonia", "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "one synthetic patient of 1,600. The groups are made up" in text
+    plan = json.loads(text.splitlines()[-1])
+    assert (plan["unit"], plan["unit_name"], plan["num_units"]) == (
+        "group", "synthetic patient", 1600,
+    )  # fmt: skip
+    assert plan["dp_sgd"]["num_records"] == 1600
+
+
 def test_a_dry_run_prints_everything_and_writes_nothing(capsys: Captured, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main(["run", "-r", "digits", "-o", str(out), "--dry-run", "--json"]) == 0
@@ -115,6 +128,18 @@ def test_the_ledger_is_shown_and_verified(capsys: Captured, tmp_path: Path) -> N
     assert shown["entries"] == 2
     assert main(["ledger", "verify", *arguments, "--head", ledger.head]) == 0
     assert _last_json(capsys)["verified"] is True
+
+
+def test_the_ledger_is_shown_with_its_own_unit_not_with_the_recipes(
+    capsys: Captured, tmp_path: Path
+) -> None:
+    ledger = Ledger.open(tmp_path / "ledger", "digits")
+    attempt = ledger.begin_attempt("a", "unit=group:clinic epsilon=1")
+    ledger.append("query", "a", attempt=attempt, event=GaussianEvent(noise_multiplier=3.0))
+    assert main(["ledger", "show", "-r", "digits", "-o", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "for one group:clinic, at delta" in shown
+    assert "record" not in shown
 
 
 def test_a_changed_ledger_does_not_verify(capsys: Captured, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_the_unit_is_named_and_told_apart_on_the_ledger() -> None:
     units = [DIGITS, grouped, replace(grouped, group_column="clinic"), MADE_UP]
     units += [replace(MADE_UP, num_groups=501)]
     assert len({source.unit_id for source in units}) == 5
+    assert replace(grouped, group_column="case number").unit_id == "group:case_number"
 
 
 def test_made_up_groups_say_so_and_cannot_be_named_otherwise() -> None:

@@ -185,10 +185,23 @@ def test_runs_that_count_images_and_runs_that_count_patients_share_no_ledger() -
     images.begin_attempt()
     images.charge(0)
     before = dict(storage.files)
-    with pytest.raises(LedgerError, match=r"has 'record'.*Set privacy\.unit='record'"):
-        _keeper(storage, "run-2", unit="group").begin_attempt()
+    with pytest.raises(LedgerError, match=r"has 'record'.*Set privacy\.unit .* to 'record'"):
+        _keeper(storage, "run-2", unit="group:patient").begin_attempt()
     assert storage.files == before
     assert _keeper(storage, "run-2").begin_attempt().number == 1
+    assert totals(_ledger(storage), CONFIG.delta).unit == "record"
+
+
+def test_runs_that_count_patients_and_runs_that_count_clinics_share_no_ledger() -> None:
+    storage = MemoryStorage()
+    patients = _keeper(storage, "run-1", unit="group:patient")
+    patients.begin_attempt()
+    assert totals(_ledger(storage), CONFIG.delta).unit is None  # Nothing was released yet.
+    patients.charge(0)
+    with pytest.raises(LedgerError, match="'group:clinic', but run 'run-1'"):
+        _keeper(storage, "run-2", unit="group:clinic").begin_attempt()
+    assert _keeper(storage, "run-2", unit="group:patient").begin_attempt().number == 1
+    assert totals(_ledger(storage), CONFIG.delta).unit == "group:patient"
 
 
 def test_the_claim_states_what_the_ledger_holds() -> None:
@@ -208,10 +221,28 @@ def test_the_claim_states_what_the_ledger_holds() -> None:
     assert "0.0001)-differentially private under replacing any one record" in said.sentence
     assert float(said.sentence.split("is (")[1].split(",")[0]) >= said.spent.reported
     assert any(ledger.head in sentence for sentence in said.sentences)
+
+
+def test_the_claim_is_for_the_unit_and_names_it() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage, unit="group:case")
+    keeper.begin_attempt()
+    _charge_prior(keeper)
+    grouped = replace(CONFIG, unit="group")
     # N counts units: 1,000 patients are not 1,000 images.
-    grouped = claim(replace(CONFIG, unit="group"), NUM_RECORDS, ledger, "run-1")
-    assert "1,000 private groups of records of 'faces'" in grouped.sentence
-    assert "replacing any one group of records by nothing" in grouped.sentence
+    plain = claim(grouped, NUM_RECORDS, _ledger(storage), "run-1")
+    assert "1,000 private groups of images of 'faces'" in plain.sentence
+    assert "replacing any one group with all its images by nothing" in plain.sentence
+    named = claim(
+        grouped, NUM_RECORDS, _ledger(storage), "run-1",
+        unit_name="synthetic patient", unit_note="The groups are made up.",
+    )  # fmt: skip
+    assert "groups of images (each one synthetic patient) of 'faces'" in named.sentence
+    assert "replacing any one synthetic patient with all its images by nothing" in named.sentence
+    assert "The groups are made up." in named.sentences
+    assert any("for one synthetic patient" in sentence for sentence in named.sentences)
+    assert not any("record" in sentence for sentence in (plain.sentence, named.sentence))
+    assert "" not in plain.sentences
 
 
 def test_a_run_over_its_budget_is_said_to_be_over_it() -> None:

@@ -191,10 +191,25 @@ def test_a_run_of_the_prior_alone_has_a_report_and_states_the_noise_of_its_prior
     assert "sample rate" not in text
 
 
+def test_the_page_speaks_of_the_unit_and_says_what_has_to_be_said_of_it() -> None:
+    inputs = _inputs()
+    note = "The groups are made up."
+    named = {"unit": "group", "unit_name": "synthetic patient", "unit_note": note}
+    privacy = {**inputs.summary["privacy"], **named}
+    summary = {**inputs.summary, "privacy": privacy}
+    text = Page(render_report(replace(inputs, summary=summary))).text
+    for said in ("synthetic patient, with all its images", "every other synthetic patient", note):
+        assert said in text
+    plain = Page(render_report(inputs)).text
+    assert "every other record" in plain
+    assert note not in plain
+
+
 def test_text_from_outside_is_escaped_everywhere() -> None:
     evil = "<script>alert('x')</script>&"
     inputs = _inputs()
     privacy = {**inputs.summary["privacy"], "unit": evil, "relation": evil, "ledger_head": evil}
+    privacy |= {"unit_name": evil, "unit_note": evil}
     quality = _quality(0.9, 0.5)
     quality["controls"][evil] = _set_quality(0.2)
     changed = replace(
