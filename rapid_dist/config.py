@@ -1,7 +1,8 @@
 """One frozen tree of settings: a YAML recipe, then dotted overrides, then nothing else.
 
 Every room declares and checks its own settings as a frozen dataclass; here they are hung in one
-tree and nowhere are they written twice. ``load_recipe`` answers before anything has started:
+tree and nowhere are they written twice. Files and overrides are read in ``recipe_files.py``.
+``load_recipe`` answers before anything has started:
 an unknown key, a wrong type or a value out of range is a ``ConfigError`` that names it.
 
     recipe = load_recipe("digits", ["privacy.epsilon=5", "runtime.workers=1"])
@@ -9,15 +10,11 @@ an unknown key, a wrong type or a value out of range is a ``ConfigError`` that n
 Nothing in the tree is read off private data (P1), so it may be printed, logged and released.
 """
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rapid_dist.data.sources import PrivateSource, PublicSource
@@ -32,6 +29,7 @@ from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
 from rapid_dist.public.contrast import ContrastConfig
 from rapid_dist.public.pretrain import PretrainConfig
+from rapid_dist.recipe_files import nearest, override, read_tree, shown, written
 from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
 from rapid_dist.retrieval.prior import PriorConfig
 
@@ -132,10 +130,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
       overrides: each ``a.b=value``, the value read as YAML; a number in the path is a list index.
     """
     path = Path(name_or_path)
-    tree = _read(path)
+    tree = read_tree(path)
     tree.setdefault("name", path.stem)
-    for override in overrides:
-        _apply(tree, override)
+    for text in overrides:
+        override(tree, text, _settings(Recipe))
     return parse_recipe(tree)
 
 
@@ -170,131 +168,25 @@ def method_settings(recipe: Recipe) -> MethodSettings:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    return yaml.safe_dump(to_tree(recipe), sort_keys=False, width=100)
-
-
-def recipe_names() -> list[str]:
-    """Returns the names of the recipes that come with the package."""
-    folder = resources.files("rapid_dist").joinpath("recipes")
-    if not folder.is_dir():
-        return []
-    names = [entry.name for entry in folder.iterdir()]
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ConfigError(
-                    f"The recipe gives {key!r} twice in one place, the second time on line "
-                    f"{key_node.start_mark.line + 1}. Keep one."
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigError(f"{where} is not YAML: {problem}. Mend it there.") from None
-    finally:
-        loader.dispose()
-
-
-def parse_tree(text: str, where: str = "The recipe") -> dict[str, Any]:
-    """Returns the plain tree of a recipe's YAML, its settings unchecked."""
-    tree = _parse_yaml(text, where)
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{where} must be a mapping of settings, got {_shown(tree)}.")
-    return tree
-
-
-def _read(path: Path) -> dict[str, Any]:
-    packaged = resources.files("rapid_dist").joinpath("recipes", f"{path}.yaml")
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        if not path.is_file():
-            raise ConfigError(f"There is no recipe file {path}. Give a file or one of: {_known()}.")
-        text = path.read_text(encoding="utf-8")
-    elif re.fullmatch(r"[\w-]+", str(path)) and packaged.is_file():
-        text = packaged.read_text(encoding="utf-8")
-    else:
-        raise ConfigError(f"There is no recipe {str(path)!r}. Give a file or one of: {_known()}.")
-    return parse_tree(text, f"Recipe {path}")
-
-
-def _known() -> str:
-    return ", ".join(recipe_names()) or "(none installed)"
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"An override must read a.b=value, got {override!r}.")
-    value = _parse_yaml(text, f"The value of override {override!r}")
-    node: Any = tree
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise ConfigError(
-                    f"{dotted}={_shown(value)}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
-                    f"use an index in 0..{len(node) - 1} instead of {key!r}."
-                )
-            position: Any = int(key)
-        elif isinstance(node, dict):
-            position = key
-            if not last and node.get(key) is None:
-                node[key] = {}
-        else:
-            raise ConfigError(
-                f"{dotted}={_shown(value)}: {'.'.join(keys[:depth])} is {_shown(node)} and has no "
-                f"settings inside. {_nearest(dotted)}"
-            )
-        if last:
-            node[position] = value
-        node = node[position]
+    """Returns the whole recipe as a file that ``load_recipe`` reads."""
+    return written(to_tree(recipe))
 
 
 def _in_one_line(error: ValidationError) -> str:
     first, *more = error.errors(include_url=False)
     dotted = ".".join(str(part) for part in first["loc"])
-    shown = _shown(first.get("input"))
+    given = shown(first.get("input"))
     kind, message = first["type"], first["msg"]
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
-        line = f"There is no setting {dotted} (given: {shown}). {_nearest(dotted)}"
+        like = nearest(dotted, _settings(Recipe))
+        line = f"There is no setting {dotted} (given: {given}). {like}"
     elif kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         line = f"The recipe must give {dotted}."
     elif kind == "value_error":  # A room's own check: it already names setting, value and remedy.
         line = message.removeprefix("Value error, ")
     else:
-        line = f"{dotted}={shown} is not valid: {message}."
+        line = f"{dotted}={given} is not valid: {message}."
     return f"{line} ({len(more)} more such errors.)" if more else line
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _nearest(dotted: str) -> str:
-    """Returns a sentence that names the valid setting most like ``dotted``."""
-    generic = re.sub(r"\.\d+(?=\.|$)", "", dotted)
-    known = list(_settings(Recipe))
-    by_last = {key.rpartition(".")[2]: key for key in known}
-    close = difflib.get_close_matches(generic, known, n=1, cutoff=0.6) or [
-        by_last[name]
-        for name in difflib.get_close_matches(generic.rpartition(".")[2], list(by_last), n=1)
-    ]
-    return f"Did you mean {close[0]}?" if close else f"There are: {', '.join(Recipe.model_fields)}."
 
 
 def _settings(owner: type, prefix: str = "") -> Iterator[str]:

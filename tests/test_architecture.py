@@ -16,7 +16,7 @@ MAX_LINES = 400
 
 LAYER = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["collective", "storage"], 1),
+    **dict.fromkeys(["collective", "recipe_files", "storage"], 1),
     **dict.fromkeys(["diffusion", "retrieval", "privacy", "data"], 2),
     **dict.fromkeys(["public", "private"], 3),
     **dict.fromkeys(["release", "audit", "evaluation"], 4),
@@ -38,7 +38,7 @@ ONLY_IN = {
     "boto3": ["storage.py"],
     "botocore": ["storage.py"],
     "pydantic": ["config.py"],
-    "yaml": ["config.py"],
+    "yaml": ["recipe_files.py"],
     "typer": ["cli.py"],
     "rich": ["cli.py", "runtime/progress.py"],
     "matplotlib": ["release/", "data/letters.py"],
@@ -238,6 +238,7 @@ PLANTED: list[tuple[Rule, str, str]] = [
     (misplaced_vendors, "rapid_dist/retrieval/shard.py", "import faiss"),
     (misplaced_vendors, "rapid_dist/privacy/poisson.py", "from opacus import PrivacyEngine"),
     (misplaced_vendors, "rapid_dist/storage.py", "import pickle"),
+    (misplaced_vendors, "rapid_dist/config.py", "import yaml"),
     (private_names_in_public_rooms, "rapid_dist/public/adapt.py",
      "from rapid_dist.data.images import PrivateImages"),
     (private_names_in_public_rooms, "rapid_dist/public/adapt.py",

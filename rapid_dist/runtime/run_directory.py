@@ -20,9 +20,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rapid_dist.config import Recipe, parse_tree, to_tree, to_yaml
+from rapid_dist.config import Recipe, to_tree, to_yaml
 from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.recipe_files import parse_tree
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
 FREE = ("runtime", "tracking", "data.root")  # What changes no result.

@@ -11,11 +11,11 @@ from rapid_dist.config import (
     load_recipe,
     method_settings,
     parse_recipe,
-    recipe_names,
     to_tree,
     to_yaml,
 )
 from rapid_dist.errors import ConfigError, DataError
+from rapid_dist.recipe_files import recipe_names
 
 RECIPE = """
 data:

@@ -11,7 +11,8 @@ import yaml
 from typer.main import get_command
 
 from rapid_dist.cli import build_app
-from rapid_dist.config import parse_recipe, recipe_names
+from rapid_dist.config import parse_recipe
+from rapid_dist.recipe_files import recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]

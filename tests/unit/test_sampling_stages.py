@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rapid_dist.config import load_recipe, method_settings, recipe_names
+from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.diffusion.denoiser import Denoiser, NetworkConfig
 from rapid_dist.methods import (
     artifacts,
@@ -18,6 +18,7 @@ from rapid_dist.methods import (
 )
 from rapid_dist.methods.sampling_stages import GenerateTask, QueryPath
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.recipe_files import recipe_names
 from rapid_dist.release.bundle import write_bundle
 from rapid_dist.release.generator import Generator
 from rapid_dist.storage import LocalStorage
