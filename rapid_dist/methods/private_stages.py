@@ -4,6 +4,7 @@ What they write, noised histogram, adapted and private denoiser, is the output o
 mechanisms or post-processing of it. Everything else stays in the processes that computed it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,8 @@ from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from rapid_dist.private.loop import train_private
 from rapid_dist.private.votes import noised_histogram
-from rapid_dist.public.adapt import adapt, prior_rows
+from rapid_dist.public.adapt import prior_rows
+from rapid_dist.public.fit import fit_denoiser
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.jitter import jittered
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
@@ -32,6 +34,7 @@ from rapid_dist.retrieval.vectors import assign, fit_kmeans
 from rapid_dist.storage import open_storage
 
 PRIOR, ADAPTED, PRIVATE, CHECKPOINTS = "prior", "adapted", "private", "checkpoints"
+_ROWS_AT_ONCE = 1024  # Images between two reports of the prior's progress.
 
 
 def num_classes(settings: MethodSettings) -> int:
@@ -62,6 +65,25 @@ def open_centroids(settings: MethodSettings, public_uri: str, base: KnowledgeBas
     return unpack_arrays(storage.read(name), name)["centroids"]
 
 
+def nearest_clusters(
+    features: Callable[[slice], np.ndarray],
+    count: int,
+    centroids: np.ndarray,
+    on_rows: Callable[[int], None],
+) -> np.ndarray:
+    """Returns the cluster of each of ``count`` images, int64 [count], saying how far it is.
+
+    Args:
+      features: gives those of a slice of the images, float32 [n, F]; each by its image alone.
+    """
+    parts = [np.empty(0, np.int64)]
+    for start in range(0, count, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, count))
+        parts.append(assign(features(rows), centroids))
+        on_rows(rows.stop - rows.start)
+    return np.concatenate(parts)
+
+
 def run_prior(context: RunContext) -> None:
     """Lets every record vote once; the noised histogram leaves, and is charged before."""
     settings, query = context.settings, context.plan.prior
@@ -70,8 +92,23 @@ def run_prior(context: RunContext) -> None:
         return
     images, _ = load_private(settings.private, settings.data_root)
     base = open_knowledge_base(settings, context.public.uri)
+    context.report("clusters", {"step": 0, "steps": 1})
     centroids = open_centroids(settings, context.public.uri, base)
-    clusters = assign(open_features(settings, context.public.uri)(images.images), centroids)
+    context.report("clusters", {"step": 1, "steps": 1})
+    features_of = open_features(settings, context.public.uri)
+    steps, done = len(images) + len(base.features), 0
+
+    def progress(rows: int) -> None:
+        nonlocal done
+        done += rows
+        context.report("prior", {"step": done, "steps": steps})
+
+    clusters = nearest_clusters(
+        lambda rows: features_of(images.images[rows]), len(images), centroids, progress
+    )
+    nearest = nearest_clusters(
+        lambda rows: base.features[rows], len(base.features), centroids, progress
+    )
     keeper = context.backend.keeper()
     attempt = keeper.begin_attempt().number
     keeper.charge_query(query, "prior histogram")
@@ -85,7 +122,7 @@ def run_prior(context: RunContext) -> None:
         attempt=attempt,
     )
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
-    entries = base.per_entry(assign(base.features, centroids))
+    entries = base.per_entry(nearest)
     storage.write("histogram.npz", pack_arrays({"noised": histogram}))
     storage.write("prior.npz", TrajectoryPrior(entries, probabilities).to_bytes())
     artifacts.mark_done(storage)
@@ -120,7 +157,7 @@ class AdaptTask:
         settings = self.settings
         denoiser = start_denoiser(settings, self.public_uri)
         base = open_knowledge_base(settings, self.public_uri)
-        adapt(
+        fit_denoiser(
             denoiser,
             prior_rows(
                 open_prior(self.out_uri),

@@ -25,7 +25,8 @@ from rapid_dist.public.build import (
     write_manifest,
 )
 from rapid_dist.public.contrast import clean_estimate, train_extractor
-from rapid_dist.public.pretrain import pretrain
+from rapid_dist.public.fit import fit_denoiser
+from rapid_dist.public.pretrain import public_rows
 from rapid_dist.retrieval.features import ContrastExtractor, pixel_features
 from rapid_dist.retrieval.shard import Embed, FeaturesOf
 from rapid_dist.storage import open_storage
@@ -50,11 +51,10 @@ class PretrainTask:
             data_std=settings.schedule.data_std,
         )
         place = open_storage(self.public_uri).child(artifacts.pretrain_name(settings))
-        pretrain(
+        fit_denoiser(
             denoiser,
-            images,
+            public_rows(images, settings.schedule, denoiser, settings.schedule.num_steps),
             settings.pretrain,
-            settings.schedule,
             seed=settings.seed,
             collective=collective,
             checkpoints=Checkpoints(

@@ -12,15 +12,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from rapid_dist.collective import Collective
 from rapid_dist.data.images import to_unit
-from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.diffusion.seeds import generator_for
 from rapid_dist.errors import ConfigError
-from rapid_dist.public.fit import DrawRows, OnStep, fit_denoiser
+from rapid_dist.public.fit import DrawRows, noised_rows
 from rapid_dist.retrieval.jitter import JitterConfig, jittered
 from rapid_dist.retrieval.prior import TrajectoryPrior
 
@@ -53,6 +51,10 @@ class AdaptConfig:
                 f"adapt.whole_schedule_share must be in [0, 1], got {self.whole_schedule_share}."
             )
 
+    @property
+    def checkpoint_every(self) -> int:
+        return max(1, self.steps // 4)
+
 
 def prior_rows(
     prior: TrajectoryPrior,
@@ -81,39 +83,6 @@ def prior_rows(
         highest = torch.where(whole, schedule.num_steps, split_step)
         step = 1 + (torch.rand(count, generator=generator) * highest).long()
         level = levels[torch.minimum(step, highest)]
-        noise = torch.randn(clean.shape, generator=generator)
-        dropped = torch.rand(count, generator=generator) < denoiser.config.label_drop
-        return Rows(
-            noised=clean + level.view(-1, 1, 1, 1) * noise,
-            noise_level=level,
-            labels=torch.where(dropped, torch.tensor(denoiser.no_label), labels),
-            clean=clean,
-        )
+        return noised_rows(clean, level, labels, denoiser, generator)
 
     return draw
-
-
-def adapt(
-    denoiser: Denoiser,
-    rows: DrawRows,
-    config: AdaptConfig,
-    *,
-    seed: int,
-    collective: Collective,
-    checkpoints: Checkpoints | None,
-    on_step: OnStep,
-) -> None:
-    """Trains ``denoiser``, which has the private classes, in place on rows of the prior."""
-    fit_denoiser(
-        denoiser,
-        rows,
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        ema_decay=config.ema_decay,
-        seed=seed,
-        collective=collective,
-        checkpoints=checkpoints,
-        checkpoint_every=max(1, config.steps // 4),
-        on_step=on_step,
-    )

@@ -6,6 +6,7 @@ come from. No privacy here: what goes in is public, or is the output of a DP mec
 
 import hashlib
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -19,18 +20,29 @@ DrawRows = Callable[[torch.Generator, int], Rows]  # (randomness, number of rows
 OnStep = Callable[[dict[str, float]], None]
 
 
+class FitConfig(Protocol):
+    """What pretraining and adaptation have in common."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...  # Of all workers together.
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def ema_decay(self) -> float: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
 def fit_denoiser(
     denoiser: Denoiser,
     draw_rows: DrawRows,
+    config: FitConfig,
     *,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    ema_decay: float,
     seed: int,
     collective: Collective,
     checkpoints: Checkpoints | None,
-    checkpoint_every: int,
     on_step: OnStep,
 ) -> None:
     """Trains in place and leaves the EMA weights in the denoiser.
@@ -38,9 +50,10 @@ def fit_denoiser(
     Rank r's rows are a pure function of (seed, step, r), so a resumed run follows the unbroken
     one. The learning rate rises for a twentieth of the steps and then falls linearly to zero.
     """
+    steps, batch_size = config.steps, config.batch_size
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
-    ema = Ema(parameters, ema_decay)
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    ema = Ema(parameters, config.ema_decay)
     first = 0
     found = checkpoints.latest() if checkpoints else None
     if found is not None:
@@ -51,7 +64,7 @@ def fit_denoiser(
     for step in range(first, steps):
         rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, rate)
+            group["lr"] = config.learning_rate * min(1.0, rate)
         generator = step_generator(seed, step, collective.rank)
         loss = row_losses(denoiser, draw_rows(generator, own_rows)).mean()
         mean_loss = flat_gradient(loss, parameters, collective)
@@ -59,11 +72,30 @@ def fit_denoiser(
         ema.update()
         on_step({"step": step + 1, "steps": steps, "rows": batch_size, "loss": mean_loss})
         done = step + 1
-        if checkpoints and done % checkpoint_every == 0 and done < steps and collective.rank == 0:
+        is_due = done % config.checkpoint_every == 0 and done < steps
+        if checkpoints and is_due and collective.rank == 0:
             checkpoints.save(done, training_state(parameters, ema.average, optimizer), {})
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)
+
+
+def noised_rows(
+    clean: torch.Tensor,
+    level: torch.Tensor,
+    labels: torch.Tensor,
+    denoiser: Denoiser,
+    generator: torch.Generator,
+) -> Rows:
+    """Returns rows of clean images [B, C, H, W] at noise levels [B], some without their label."""
+    noise = torch.randn(clean.shape, generator=generator)
+    dropped = torch.rand(len(clean), generator=generator) < denoiser.config.label_drop
+    return Rows(
+        noised=clean + level.view(-1, 1, 1, 1) * noise,
+        noise_level=level,
+        labels=torch.where(dropped, torch.tensor(denoiser.no_label), labels),
+        clean=clean,
+    )
 
 
 def step_generator(seed: int, step: int, rank: int) -> torch.Generator:

@@ -1,18 +1,16 @@
-"""Pretraining of the public denoiser on the pretrain split (design, section 3, step 1)."""
+"""Pretraining of the public denoiser: its settings, and its rows out of the pretrain split."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from rapid_dist.collective import Collective
 from rapid_dist.data.images import PublicImages, to_unit
-from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
-from rapid_dist.public.fit import DrawRows, OnStep, fit_denoiser
+from rapid_dist.public.fit import DrawRows, noised_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,46 +43,11 @@ def public_rows(
     """Returns a source of rows: a uniform image at a uniform step of 1..max_step."""
     levels = torch.from_numpy(schedule.levels()).float()
     labels = torch.from_numpy(images.labels)
-    drop = denoiser.config.label_drop
 
     def draw(generator: torch.Generator, count: int) -> Rows:
         chosen = torch.randint(len(images), (count,), generator=generator)
         clean = to_unit(images.images[chosen.numpy()])
         level = levels[torch.randint(1, max_step + 1, (count,), generator=generator)]
-        noise = torch.randn(clean.shape, generator=generator)
-        dropped = torch.rand(count, generator=generator) < drop
-        return Rows(
-            noised=clean + level.view(-1, 1, 1, 1) * noise,
-            noise_level=level,
-            labels=torch.where(dropped, torch.tensor(denoiser.no_label), labels[chosen]),
-            clean=clean,
-        )
+        return noised_rows(clean, level, labels[chosen], denoiser, generator)
 
     return draw
-
-
-def pretrain(
-    denoiser: Denoiser,
-    images: PublicImages,
-    config: PretrainConfig,
-    schedule: ScheduleConfig,
-    *,
-    seed: int,
-    collective: Collective,
-    checkpoints: Checkpoints | None,
-    on_step: OnStep,
-) -> None:
-    """Trains ``denoiser`` in place on public images over the whole schedule."""
-    fit_denoiser(
-        denoiser,
-        public_rows(images, schedule, denoiser, schedule.num_steps),
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        ema_decay=config.ema_decay,
-        seed=seed,
-        collective=collective,
-        checkpoints=checkpoints,
-        checkpoint_every=config.checkpoint_every,
-        on_step=on_step,
-    )

@@ -7,6 +7,7 @@ import torch
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import private_stages
 from rapid_dist.private.draws import FindReferences
+from rapid_dist.retrieval.vectors import assign
 from tests.models import mechanism
 from tests.untrained import UntrainedRun
 
@@ -25,6 +26,22 @@ def _by_query(run: UntrainedRun) -> FindReferences:
         keeper=None,
     )
     return task._by_query(run.knowledge_base())
+
+
+def test_the_search_for_clusters_says_how_far_it_is_and_depends_on_no_slice() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2_500, 3)).astype(np.float32)
+    features[7] = np.nan
+    centroids = rng.normal(size=(5, 3)).astype(np.float32)
+    rows: list[int] = []
+    found = private_stages.nearest_clusters(
+        lambda part: features[part], len(features), centroids, rows.append
+    )
+    np.testing.assert_array_equal(found, assign(features, centroids))
+    assert found[7] < 0
+    assert (sum(rows), len(rows)) == (2_500, 3)
+    none = private_stages.nearest_clusters(lambda part: features[part], 0, centroids, rows.append)
+    assert (none.shape, none.dtype) == ((0,), np.int64)
 
 
 def _find(find: FindReferences, clean: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,9 @@ from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
-from rapid_dist.public.adapt import AdaptConfig, adapt, prior_rows
+from rapid_dist.public.adapt import AdaptConfig, prior_rows
 from rapid_dist.public.fit import fit_denoiser, flat_gradient, step_generator
-from rapid_dist.public.pretrain import PretrainConfig, pretrain, public_rows
+from rapid_dist.public.pretrain import PretrainConfig, public_rows
 from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.prior import TrajectoryPrior
 from tests.fakes import MemoryStorage, ThreadWorkers
@@ -37,6 +37,7 @@ def _fit(
     storage: MemoryStorage | None = None,
     crash_at: int | None = None,
     draw: Callable[[torch.Generator, int], Rows] | None = None,
+    seed: int = 1,
     **changes: Any,
 ) -> tuple[torch.Tensor, list[dict[str, float]]]:
     denoiser, reports = tiny_denoiser(), []
@@ -47,17 +48,15 @@ def _fit(
         if figures["step"] == crash_at:
             raise _Crash
 
-    settings = {
-        "steps": STEPS, "batch_size": 8, "learning_rate": 2e-3, "ema_decay": 0.9, "seed": 1,
-        "checkpoint_every": 3,
-    }  # fmt: skip
+    settings = {"steps": STEPS, "batch_size": 8, "ema_decay": 0.9, "checkpoint_every": 3}
     fit_denoiser(
         denoiser,
         draw or public_rows(public_images(), schedule, denoiser, schedule.num_steps),
+        PretrainConfig(**{**settings, **changes}),
+        seed=seed,
         collective=collective or SingleProcess(),
         checkpoints=None if storage is None else Checkpoints(storage),
         on_step=on_step,
-        **{**settings, **changes},
     )
     return _weights(denoiser), reports
 
@@ -141,16 +140,15 @@ def test_public_rows_are_public_images_on_the_schedule_with_their_own_labels() -
     assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
 
 
-def test_pretraining_uses_the_whole_schedule_and_leaves_no_gradient() -> None:
+def test_a_fit_leaves_a_checkpoint_a_step_and_no_gradient() -> None:
     denoiser = tiny_denoiser()
     before = _weights(denoiser)
     config = PretrainConfig(steps=3, batch_size=8, checkpoint_every=1)
     storage = MemoryStorage()
-    pretrain(
+    fit_denoiser(
         denoiser,
-        public_images(num_classes=3),
+        public_rows(public_images(num_classes=3), SCHEDULE, denoiser, SCHEDULE.num_steps),
         config,
-        SCHEDULE,
         seed=0,
         collective=SingleProcess(),
         checkpoints=Checkpoints(storage),
@@ -218,7 +216,7 @@ def test_prior_rows_stay_on_the_late_steps_but_for_their_share() -> None:
 def test_adapting_moves_the_table_of_private_classes() -> None:
     denoiser = tiny_denoiser().with_classes(CLASSES, seed=3)
     before = denoiser.unet.class_embedding.weight.detach().clone()
-    adapt(
+    fit_denoiser(
         denoiser,
         prior_rows(
             PRIOR,
