@@ -24,6 +24,7 @@ from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
+from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places
@@ -82,12 +83,19 @@ def run(
 ) -> dict[str, Any]:
     """Runs all stages, or those of one command, and returns summary.json as far as there is one.
 
-    The summary, the reports and the registered model are made once the last stage is done.
+    The summary, the reports and the registered model are made once the last stage is done. Two
+    processes do not write one directory: the second is refused.
     """
     prepared = prepare(recipe, out)
     if not open_storage(prepared.places.out).exists("stages/train.json"):
         # A wrong declaration is refused here, and leaves no directory that it has begun.
         load_private(prepared.settings.private, prepared.settings.data_root)
+    with locked(prepared.places.out):
+        return _run(prepared, command, progress)
+
+
+def _run(prepared: Prepared, command: str | None, progress: Progress | None) -> dict[str, Any]:
+    recipe = prepared.recipe
     directory = RunDirectory(recipe, prepared.places.out)
     if directory.is_complete():
         return directory.read_json("summary.json")

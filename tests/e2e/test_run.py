@@ -13,6 +13,7 @@ from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.errors import ConfigError, LedgerError
 from rapid_dist.privacy.keeper import totals
 from rapid_dist.runtime import pipeline
+from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.run_directory import open_ledger
 
 TINY = [
@@ -95,6 +96,8 @@ def test_private_stages_leave_no_figure_but_how_far_they_were(
     private = [line for line in lines if line["stage"] in ("prior", "train")]
     assert {key for line in private for key in line} == {"stage", "step", "steps", "rows"}
     assert any("loss" in line for line in lines)
+    for stage in ("prior", "train"):
+        assert any(line["stage"] == stage and line["step"] == line["steps"] for line in lines)
 
 
 def test_mlflow_holds_the_run_its_stages_and_the_model(
@@ -136,6 +139,13 @@ def test_the_same_command_again_does_nothing_and_says_the_same(
     entries = len(open_ledger(_recipe("process"), str(out)).entries())
     assert pipeline.run(_recipe("process"), str(out)) == summary
     assert len(open_ledger(_recipe("process"), str(out)).entries()) == entries
+
+
+def test_a_directory_that_another_process_writes_is_refused(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    with locked(str(finished[0])), pytest.raises(ConfigError, match="in use by process"):
+        pipeline.run(_recipe("process"), str(finished[0]))
 
 
 def test_another_privacy_budget_in_the_same_directory_is_refused(
