@@ -10,6 +10,11 @@ from rapid_dist.release.plots import ImageSet, strip
 TILES_A_ROW = 19  # As many as a screen of 1100 pixels shows without scrolling.
 MOST_CLASSES = 20
 GENERATOR = "generator"
+NO_CONTROLS = (
+    "No controls were drawn in this run, so nothing on this page says what comes without, or with "
+    "less, private training: good samples alone are no sign that the budget was well spent. "
+    "Controls belong to method rapid, and are left out by evaluation.controls=false."
+)
 SUSPICIOUS = 0.01  # A p-value below it is shown as a warning.
 
 # What a stage touches, which is what a reader wants to know of it. Others show nothing.
@@ -52,6 +57,8 @@ def samples_section(
             "is not better than they are has learned nothing worth its budget.",
             "note",
         )
+    else:
+        body += paragraph(NO_CONTROLS, "verdict bad")
     return Section(key="samples", title="Samples and controls", body=body)
 
 
@@ -177,6 +184,8 @@ def duration(seconds: float) -> str:
 
 def _lead(quality: Mapping[str, Any]) -> str:
     lead = quality["lead_over_best_control"]
+    if not quality["controls"]:
+        return paragraph(NO_CONTROLS, "verdict bad")
     if lead is None:
         return ""
     best = max(quality["controls"], key=lambda n: quality["controls"][n]["classifiers"]["mean"])

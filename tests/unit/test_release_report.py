@@ -251,6 +251,16 @@ def test_a_generator_that_loses_to_a_control_is_reported_as_such() -> None:
     assert "does not beat its controls: references has a mean accuracy that is 40.0" in loses
 
 
+def test_a_report_without_controls_says_so_wherever_it_would_have_shown_them() -> None:
+    inputs, quality = _inputs(), _quality(0.9, 0.5)
+    said = "No controls were drawn in this run"
+    assert said not in Page(render_report(replace(inputs, quality=quality))).text
+    without = {**quality, "controls": {}, "lead_over_best_control": None}
+    public = Page(render_report(replace(inputs, controls={}))).text
+    internal = Page(render_report(replace(inputs, controls={}, quality=without))).text
+    assert (public.count(said), internal.count(said)) == (1, 2)
+
+
 @pytest.mark.parametrize("nearness", [{"exact_copies": 2}, {"closer_p_value": 1e-5}])
 def test_signs_of_memorisation_are_said_aloud(nearness: dict[str, float]) -> None:
     quiet = Page(render_report(replace(_inputs(), quality=_quality(0.9, 0.5)))).text
