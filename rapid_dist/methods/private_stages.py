@@ -120,6 +120,7 @@ def run_prior(context: RunContext) -> None:
         noise_multiplier=query.noise_multiplier,
         key=SecretKey.generate(),
         attempt=attempt,
+        noise=settings.privacy.noise,
     )
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
     entries = base.per_entry(nearest)

@@ -7,6 +7,9 @@ limit is never used: it can lie below the truth.
 Opacus' PRV is meant for sample rates below 1. At rate 1 its formulas hold in the limit, and give
 the analytic Gaussian epsilon to within its stated error (a test checks this), so full-batch
 queries such as the prior go through the same function.
+
+Discrete events are accounted as Gaussian ones at a delta a little smaller, plus what
+``discreteness`` says their difference costs; all three accountants alike.
 """
 
 import logging
@@ -23,7 +26,14 @@ from dp_accounting.rdp import RdpAccountant
 from opacus.accountants import PRVAccountant
 
 from rapid_dist.errors import BudgetError, ConfigError
-from rapid_dist.privacy.mechanism import DpSgdConfig, DpSgdEvent, Event, GaussianEvent
+from rapid_dist.privacy.discreteness import discreteness
+from rapid_dist.privacy.mechanism import (
+    DpSgdConfig,
+    DpSgdEvent,
+    Event,
+    GaussianEvent,
+    gaussian_event,
+)
 from rapid_dist.privacy.pld import pld_epsilon, pooled
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
 from rapid_dist.privacy.solving import (
@@ -83,8 +93,9 @@ def epsilons(events: Sequence[Event], delta: float) -> Epsilons:
     parts = pooled(events)
     if not parts:
         return Epsilons(delta=delta, pld=0.0, prv=0.0, rdp=0.0)
-    pld = pld_epsilon(parts, delta)
-    return Epsilons(delta=delta, pld=pld, prv=_prv(parts, delta), rdp=_rdp(parts, delta))
+    discrete = discreteness(events, delta)
+    pld, prv, rdp = (discrete.total(of(parts, discrete.delta)) for of in (pld_epsilon, _prv, _rdp))
+    return Epsilons(delta=delta, pld=pld, prv=prv, rdp=rdp)
 
 
 @lru_cache(maxsize=16)
@@ -134,7 +145,8 @@ def affordable_steps(spent: Sequence[Event], budget: Budget, step: DpSgdEvent, a
     most = solve_steps(**constants, budget=budget, others=spent, at_most=at_most)
     if most == 0 or within(most):
         return most
-    lower = budget.epsilon - _prv_error(budget.epsilon)
+    discrete = discreteness([*spent, replace(step, steps=most)], budget.delta)
+    lower = budget.epsilon - _prv_error(budget.epsilon) - discrete.epsilon
     tighter = replace(budget, epsilon=lower)
     steps = solve_steps(**constants, budget=tighter, others=spent, at_most=most)
     while steps and not within(steps):
@@ -161,13 +173,13 @@ def _solve(config: PrivacyConfig, num_records: int, target: float) -> PrivacyPla
 
 def _prior(config: PrivacyConfig, target: float) -> GaussianEvent | None:
     if config.prior_noise is not None:
-        return GaussianEvent(noise_multiplier=config.prior_noise)
+        return gaussian_event(config.prior_noise, config.noise)
     if config.prior_share == 0:
         return None
     epsilon = config.epsilon * config.prior_share if config.has_training else target
     alone = Budget(epsilon=epsilon, delta=config.delta)
     noise = solve_noise_multiplier(sample_rate=1.0, steps=1, budget=alone)
-    return GaussianEvent(noise_multiplier=noise)
+    return gaussian_event(noise, config.noise)
 
 
 def _solve_training(
@@ -211,6 +223,7 @@ def _solve_training(
         steps=steps,
         max_grad_norm=config.max_grad_norm,
         noise_multiplier=noise,
+        noise=config.noise,
     )
 
 

@@ -22,14 +22,25 @@ from typing import Any, Literal, get_args
 
 from rapid_dist import __version__
 from rapid_dist.errors import ConfigError, LedgerError
-from rapid_dist.privacy.mechanism import DpSgdEvent, Event, GaussianEvent
+from rapid_dist.privacy.mechanism import (
+    DiscreteDpSgdEvent,
+    DiscreteGaussianEvent,
+    DpSgdEvent,
+    Event,
+    GaussianEvent,
+)
 from rapid_dist.storage import AlreadyExists, Storage, open_storage, sha256_hex
 
 Kind = Literal["attempt", "step", "query", "note"]
 
 _NAME = re.compile(r"\d{12}\.json")
 _READERS = 16  # Threads that read many entries at once; on S3 one by one would take minutes.
-_EVENTS: dict[str, type[Event]] = {"gaussian": GaussianEvent, "dp_sgd": DpSgdEvent}
+_EVENTS: dict[str, type[Event]] = {
+    "gaussian": GaussianEvent,
+    "dp_sgd": DpSgdEvent,
+    "discrete_gaussian": DiscreteGaussianEvent,
+    "discrete_dp_sgd": DiscreteDpSgdEvent,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,7 +271,7 @@ def _canonical(content: dict[str, Any]) -> bytes:
 def _plain(entry: Entry) -> dict[str, Any]:
     content = asdict(entry)
     if entry.event is not None:
-        mechanism = next(n for n, kind in _EVENTS.items() if isinstance(entry.event, kind))
+        mechanism = next(n for n, kind in _EVENTS.items() if type(entry.event) is kind)
         content["event"] = {"mechanism": mechanism, **asdict(entry.event)}
     return content
 

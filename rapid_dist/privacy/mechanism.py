@@ -7,10 +7,19 @@ data: the number of records and the expected batch are declared, never counted.
 q = sample_rate, T = steps, C = max_grad_norm, sigma = noise_multiplier (Abadi et al., 2016).
 """
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rapid_dist.errors import ConfigError
+
+NoiseKind = Literal["fast", "secure"]
+
+# The grid of secure noise: C is this many units. A whole batch of micro-batches sums in int64, one
+# micro-batch in int32, and every record's integers are exact in float32.
+UNITS = 2**22
+MOST_VALUES = 2**26  # The longest vector that an entry of secure noise in the ledger pays for.
+_SCALES = (16, 2**48)  # For which drawing and accounting of the discrete Gaussian are proved.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +48,52 @@ class DpSgdEvent:
             raise ConfigError(f"steps must not be negative, got {self.steps}.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscreteGaussianEvent(GaussianEvent):
+    """A ``GaussianEvent`` of whole numbers: an integer sum under discrete Gaussian noise."""
+
+    units: int  # The L2 sensitivity of the integers.
+    values: int  # At most so many integers are released.
+
+    def __post_init__(self) -> None:
+        _require_grid(self.noise_multiplier, self.units, self.values)
+
+    @property
+    def scale(self) -> int:
+        """The noise's parameter, a whole number; rounded up, never down."""
+        return grid_scale(self.noise_multiplier, self.units)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscreteDpSgdEvent(DpSgdEvent):
+    """A ``DpSgdEvent`` of whole numbers: integer sums under discrete Gaussian noise."""
+
+    units: int  # The L2 bound on one record's integers.
+    values: int  # At most so many integers are released in a step.
+
+    def __post_init__(self) -> None:
+        DpSgdEvent.__post_init__(self)
+        _require_grid(self.noise_multiplier, self.units, self.values)
+
+    @property
+    def scale(self) -> int:
+        """The noise's parameter, a whole number; rounded up, never down."""
+        return grid_scale(self.noise_multiplier, self.units)
+
+
 Event = GaussianEvent | DpSgdEvent
+
+
+def grid_scale(noise_multiplier: float, units: int = UNITS) -> int:
+    """Returns the discrete Gaussian's parameter for a sensitivity of ``units`` integers."""
+    return math.ceil(noise_multiplier * units)
+
+
+def gaussian_event(noise_multiplier: float, noise: NoiseKind) -> GaussianEvent:
+    """Returns what one query of sensitivity 1 releases."""
+    if noise == "fast":
+        return GaussianEvent(noise_multiplier=noise_multiplier)
+    return DiscreteGaussianEvent(noise_multiplier=noise_multiplier, units=UNITS, values=MOST_VALUES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +107,7 @@ class DpSgdConfig:
     steps: int
     max_grad_norm: float  # L2 bound on one record's whole contribution to one step.
     noise_multiplier: float  # Noise stddev / max_grad_norm.
+    noise: NoiseKind = "fast"
 
     def __post_init__(self) -> None:
         if self.num_records < 1:
@@ -80,8 +135,16 @@ class DpSgdConfig:
 
     def event(self, steps: int = 1) -> DpSgdEvent:
         """Returns what ``steps`` steps release, for the ledger and the accountants."""
-        return DpSgdEvent(
-            sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=steps
+        if self.noise == "fast":
+            return DpSgdEvent(
+                sample_rate=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=steps
+            )
+        return DiscreteDpSgdEvent(
+            sample_rate=self.sample_rate,
+            noise_multiplier=self.noise_multiplier,
+            steps=steps,
+            units=UNITS,
+            values=MOST_VALUES,
         )
 
 
@@ -90,4 +153,16 @@ def _require_noise(noise_multiplier: float) -> None:
         raise ConfigError(
             f"noise_multiplier must be positive and finite, got {noise_multiplier}. "
             "There is no release without noise."
+        )
+
+
+def _require_grid(noise_multiplier: float, units: int, values: int) -> None:
+    _require_noise(noise_multiplier)
+    if units < 1 or values < 1:
+        raise ConfigError(f"units and values must be at least 1, got {units} and {values}.")
+    low, high = _SCALES
+    if not low <= grid_scale(noise_multiplier, units) <= high:
+        raise ConfigError(
+            f"Secure noise needs noise_multiplier * {units} units in [{low}, {high}], got "
+            f"noise_multiplier={noise_multiplier}. Use another noise_multiplier."
         )

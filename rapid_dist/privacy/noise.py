@@ -1,22 +1,138 @@
-"""The Gaussian noise of a release: keyed, chunked, the same on every worker.
+"""The noise of a release: keyed, chunked, the same on every worker, in two kinds.
 
 Noise is added once, to the vector that all workers already hold in sum. Every chunk of the
-vector has a stream of its own, keyed by (step, attempt, chunk), so its values depend neither on
-the world size nor on which worker makes them, and a repeated step gets fresh noise.
+vector has a stream of its own, keyed by (purpose, step, attempt, chunk), so its values depend
+neither on the world size nor on which worker makes them, and a repeated step gets fresh noise.
 
-What "fast" noise does not give: Philox is not a cryptographic generator (its key is), and
-float32 normals are a discrete set. The accounting is for ideal Gaussian noise.
+``fast``: float32 normals from Philox, a counter-based generator. Each stream has a 128-bit key,
+the first half of HMAC-SHA256 under 256 secret bits of the operating system. It assumes that nobody
+can tell Philox from randomness who does not know its key, which is plausible and not proved: Philox
+passes statistical tests and is not a cipher. And float32 normals, and sums, are a discrete set:
+the accounting is for ideal Gaussian noise.
+
+``secure``: discrete Gaussian noise on an integer sum, exact in law, from the ChaCha20 keystream
+under all 256 bits of the stream's key. No float32 is between the records and the released integers
+but each record's own gradient; what is accounted is what is added (discreteness.py).
 """
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.privacy.discrete import CipherStream, ExactSampler
 from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.mechanism import MOST_VALUES, UNITS, NoiseKind, grid_scale
 
-CHUNK = 2**18  # Floats in one stream. Part of the mechanism: another size is other noise.
+CHUNK = 2**18  # Values in one stream. Part of the mechanism: another size is other noise.
+
+
+class Noise(Protocol):
+    """What makes a sum of clipped vectors public."""
+
+    @property
+    def units(self) -> int | None:
+        """Whole numbers that the clip bound is cut into; None where sums are float32."""
+
+    def prepare(self, step: int, size: int) -> None:
+        """Says that ``release`` will be asked for; the noise may be drawn meanwhile."""
+
+    def release(self, total: torch.Tensor, step: int) -> torch.Tensor:
+        """Returns the sum plus noise, float32 [P]; ``total`` may be overwritten."""
+
+
+class FastNoise:
+    """Gaussian noise on a float32 sum."""
+
+    units = None
+
+    def __init__(self, stddev: float, key: SecretKey, attempt: int, purpose: str = "noise") -> None:
+        self._stddev, self._key, self._attempt, self._purpose = stddev, key, attempt, purpose
+
+    def prepare(self, step: int, size: int) -> None:
+        pass
+
+    def release(self, total: torch.Tensor, step: int) -> torch.Tensor:
+        return add_noise_(total, self._stddev, self._key, step, self._attempt, self._purpose)
+
+
+class SecureNoise:
+    """Discrete Gaussian noise on an int64 sum; a thread draws it while the sum is computed.
+
+    At most one step's noise exists, in memory alone; it is dropped if its step is not released.
+    """
+
+    units = UNITS
+
+    def __init__(
+        self,
+        sensitivity: float,
+        noise_multiplier: float,
+        key: SecretKey,
+        attempt: int,
+        purpose: str = "noise",
+    ) -> None:
+        """Takes the mechanism; ``sensitivity`` is what ``units`` whole numbers stand for."""
+        self._sensitivity = sensitivity
+        self._scale = grid_scale(noise_multiplier)
+        self._key, self._attempt, self._purpose = key, attempt, purpose
+        self._coming: tuple[int, int, Future[np.ndarray]] | None = None
+
+    def prepare(self, step: int, size: int) -> None:
+        thread = ThreadPoolExecutor(1)
+        self._coming = (step, size, thread.submit(self._draw, step, size))
+        thread.shutdown(wait=False)  # Ends when the noise is drawn.
+
+    def release(self, total: torch.Tensor, step: int) -> torch.Tensor:
+        if total.dtype != torch.int64 or total.dim() != 1:
+            raise ConfigError(
+                f"Secure noise is added to one int64 vector, got {total.dtype} "
+                f"{list(total.shape)}. Round each record before the sum."
+            )
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[:2] == (step, len(total)):
+            noise = coming[2].result()
+        else:
+            noise = self._draw(step, len(total))
+        # Past int64 both wrap around, and so would their exact sum: that is post-processing.
+        total += torch.from_numpy(noise).to(total.device)
+        return (total.double() * (self._sensitivity / UNITS)).float()
+
+    def _draw(self, step: int, size: int) -> np.ndarray:
+        if size > MOST_VALUES:
+            raise ConfigError(
+                f"Secure noise is charged for {MOST_VALUES} values, the vector has {size}. Train "
+                "fewer parameters (train.trainable), or take privacy.noise=fast."
+            )
+        noise = np.empty(size, np.int64)
+        for chunk, start in enumerate(range(0, size, CHUNK)):
+            part = noise[start : start + CHUNK]
+            key = self._key.derive(f"discrete {self._purpose}", step, self._attempt, chunk)
+            part[:] = ExactSampler(CipherStream(key)).gaussian(self._scale, len(part))
+        return noise
+
+
+def new_noise(
+    kind: NoiseKind,
+    sensitivity: float,
+    noise_multiplier: float,
+    key: SecretKey,
+    attempt: int,
+    purpose: str = "noise",
+) -> Noise:
+    """Returns the noise of one mechanism in one attempt.
+
+    Args:
+      sensitivity: L2 bound on what one record adds to the sum.
+      noise_multiplier: stddev of the noise over the sensitivity.
+      purpose: "noise" for training steps; every other query names its own stream.
+    """
+    if kind == "fast":
+        return FastNoise(noise_multiplier * sensitivity, key, attempt, purpose)
+    return SecureNoise(sensitivity, noise_multiplier, key, attempt, purpose)
 
 
 def add_noise_(
@@ -33,7 +149,6 @@ def add_noise_(
       flat: float32 [P], on any device; the *sum* of clipped vectors, before the division.
       stddev: noise_multiplier * max_grad_norm.
       step: of the run; a triple (purpose, step, attempt) is used once.
-      purpose: "noise" for training steps; every other query names its own stream.
     """
     if flat.dtype != torch.float32 or flat.dim() != 1:
         raise ConfigError(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.privacy.mechanism import NoiseKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,8 @@ class PrivacyConfig:
     steps: int | None = 500
     noise_multiplier: float | None = None
     reserve_steps: int = 0  # Paid for in the plan; spent when a crash repeats steps.
-    noise: Literal["fast"] = "fast"  # Keyed Philox normals in float32; see noise.py.
+    # fast: Philox normals in float32. secure: discrete Gaussian of a cipher, on whole numbers.
+    noise: NoiseKind = "fast"
 
     def __post_init__(self) -> None:
         _ = self.budget
@@ -57,8 +59,8 @@ class PrivacyConfig:
             raise ConfigError(f"relation must be 'zero_out', got {self.relation!r}.")
         if self.unit not in ("record", "group"):
             raise ConfigError(f"unit must be 'record' or 'group', got {self.unit!r}.")
-        if self.noise != "fast":
-            raise ConfigError(f"noise must be 'fast', got {self.noise!r}.")
+        if self.noise not in ("fast", "secure"):
+            raise ConfigError(f"noise must be 'fast' or 'secure', got {self.noise!r}.")
         if not 0 <= self.prior_share <= 1:
             raise ConfigError(f"prior_share must be in [0, 1], got {self.prior_share}.")
         for name in ("prior_noise", "max_grad_norm", "expected_batch", "steps", "noise_multiplier"):

@@ -6,9 +6,22 @@ from dataclasses import dataclass
 from rapid_dist.errors import LedgerError
 from rapid_dist.privacy.accounting import Epsilons, PrivacyPlan, epsilons
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.privacy.mechanism import (
+    DiscreteDpSgdEvent,
+    DiscreteGaussianEvent,
+    GaussianEvent,
+)
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
 
+_FAST = (
+    "The accounting is for ideal Gaussian noise; the noise added is float32, from a Philox "
+    "generator keyed by the operating system."
+)
+_SECURE = (
+    "The noise added to whole numbers is discrete Gaussian, drawn exactly from a ChaCha20 stream "
+    "keyed by the operating system, and accounted as such; who takes part in a step is drawn from "
+    "a Philox generator."
+)
 _RELATIONS = {"zero_out": "replacing any one {unit} by nothing (zero-out; their number is public)"}
 
 
@@ -28,6 +41,8 @@ class Claim:
     dataset_spent: Epsilons  # By all runs that the ledger holds.
     num_steps: int
     num_queries: int
+    num_discrete: int  # Entries of the ledger among those with secure noise.
+    num_entries: int
     ledger_head: str
 
     @property
@@ -65,10 +80,17 @@ class Claim:
             f"All runs ever charged to {self.dataset!r} together: epsilon "
             f"{rounded_up(whole.reported)} for one {self.unit_name} at the same delta. "
             f"Ledger head {self.ledger_head}.",
-            "The accounting is for ideal Gaussian noise; the noise added is float32, from a Philox "
-            "generator keyed by the operating system. It covers the released model and what is "
-            "computed from it, not internal evaluation against private records.",
+            f"{self._noise} The claim covers the released model and what is computed from it, not "
+            "internal evaluation against private records.",
         )
+
+    @property
+    def _noise(self) -> str:
+        if self.num_discrete == 0:
+            return _FAST
+        if self.num_discrete == self.num_entries:
+            return _SECURE
+        return f"{self.num_discrete} of {self.num_entries} releases: {_SECURE} The others: {_FAST}"
 
 
 def claim(
@@ -107,6 +129,10 @@ def claim(
         dataset_spent=epsilons(ledger.events(), config.delta),
         num_steps=sum(event.steps for event in events if not isinstance(event, GaussianEvent)),
         num_queries=queries,
+        num_discrete=sum(
+            isinstance(event, DiscreteGaussianEvent | DiscreteDpSgdEvent) for event in events
+        ),
+        num_entries=len(events),
         ledger_head=ledger.head,
     )
 

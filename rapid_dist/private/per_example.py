@@ -20,6 +20,7 @@ from torch import nn
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows, row_losses
 from rapid_dist.errors import ConfigError
+from rapid_dist.private.grid import grid_factors, rounded_sum
 
 # A clipped vector is scaled to C (1 - 2^-12), so that fp32 rounding cannot carry it over C.
 _SHRINK = 1.0 - 2.0**-12
@@ -236,23 +237,30 @@ def record_norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def clip_and_sum(
-    gradients: Sequence[torch.Tensor], max_grad_norm: float, mask: torch.Tensor
+    gradients: Sequence[torch.Tensor],
+    max_grad_norm: float,
+    mask: torch.Tensor,
+    units: int | None = None,
 ) -> torch.Tensor:
     """Clips each record's gradient over all parameters together and adds them up.
 
-    Guarantees: a record adds a vector of norm at most C; a record whose gradient is not finite, or
-    which ``mask`` says is padding, adds exactly zero.
+    Guarantees: a record adds a vector of norm at most C (or ``units``); a record whose gradient is
+    not finite, or which ``mask`` says is padding, adds exactly zero.
 
     Args:
       gradients: one float32 [B, *shape] a parameter.
       mask: bool [B]; False marks padding.
+      units: with secure noise, the whole number that stands for C.
 
     Returns:
-      float32 [P], all parameters flattened in order.
+      float32 [P], all parameters flattened in order; int64 [P] whole numbers if ``units`` is given.
     """
     norms = record_norms(gradients)
     usable = mask & norms.isfinite()
     norms = torch.where(usable, norms, norms.new_ones(()))
+    if units is not None:
+        factors = grid_factors(norms, usable, max_grad_norm, units)
+        return rounded_sum(gradients, factors, units)
     factors = (max_grad_norm * _SHRINK / norms.clamp_min(1e-30)).clamp_max(1.0)
     factors = torch.where(usable, factors, factors.new_zeros(()))
     parts = []
@@ -266,11 +274,16 @@ def clip_and_sum(
 
 
 def clipped_sum(
-    denoiser: Denoiser, rows: Rows, draws: int, max_grad_norm: float, mask: torch.Tensor
+    denoiser: Denoiser,
+    rows: Rows,
+    draws: int,
+    max_grad_norm: float,
+    mask: torch.Tensor,
+    units: int | None = None,
 ) -> torch.Tensor:
-    """The sum of clipped per-record gradients of one micro-batch, float32 [P].
+    """The sum of clipped per-record gradients of one micro-batch, as of ``clip_and_sum``.
 
     Abadi et al. (2016), Algorithm 1, with Dockhorn et al.'s (2023) noise multiplicity K = draws
     averaged before the clip.
     """
-    return clip_and_sum(per_record_gradients(denoiser, rows, draws), max_grad_norm, mask)
+    return clip_and_sum(per_record_gradients(denoiser, rows, draws), max_grad_norm, mask, units)

@@ -3,7 +3,7 @@
 The order is the privacy argument, so it is one function that can be read in one sitting:
 
 1. one Poisson batch for the whole group (P2), this rank's even slice of it;
-2. the sum of clipped per-record vectors of the slice (P3);
+2. the sum of clipped per-record vectors of the slice, whole numbers with secure noise (P3);
 3. rank 0 has the step charged to the ledger; without it there is no sum on any rank (P6);
 4. one all-reduce of one flat vector;
 5. noise, once, from the keyed stream that every rank shares (P5);
@@ -12,6 +12,7 @@ The order is the privacy argument, so it is one function that can be read in one
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -19,7 +20,7 @@ from rapid_dist.collective import Collective
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
-from rapid_dist.privacy.noise import add_noise_
+from rapid_dist.privacy.noise import Noise, new_noise
 from rapid_dist.privacy.poisson import PoissonSampler, rank_slice
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.per_example import clipped_sum, flat_size
@@ -43,17 +44,31 @@ class PrivateStep:
 
     def noised_gradient(self, denoiser: Denoiser, step: int) -> torch.Tensor:
         """Returns the released vector of one step, float32 [P], bit-equal on every rank."""
+        self.noise.prepare(step, flat_size(denoiser))
         total = self._local_sum(denoiser, step)
         if self.collective.rank == 0:
             # Before the reduction: no rank can have the sum unless the charge is durable.
             self.charge(step)
         self.collective.sum_(total)
-        add_noise_(total, self.mechanism.noise_stddev, self.key, step, self.attempt)
-        return total / self.mechanism.expected_batch
+        return self.noise.release(total, step) / self.mechanism.expected_batch
+
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise of this attempt: one stream of its own for every step."""
+        return new_noise(
+            self.mechanism.noise,
+            self.mechanism.max_grad_norm,
+            self.mechanism.noise_multiplier,
+            self.key,
+            self.attempt,
+        )
 
     def _local_sum(self, denoiser: Denoiser, step: int) -> torch.Tensor:
         config = self.draws.config
-        total = torch.zeros(flat_size(denoiser))
+        units = self.noise.units
+        total = torch.zeros(
+            flat_size(denoiser), dtype=torch.float32 if units is None else torch.int64
+        )
         for records, mask in rank_slice(
             self.sampler.batch(step),
             self.collective.rank,
@@ -66,5 +81,6 @@ class PrivateStep:
                 config.rows_per_record,
                 self.mechanism.max_grad_norm,
                 torch.from_numpy(mask),
+                *(() if units is None else (units,)),
             )
         return total

@@ -4,7 +4,8 @@ Zeroing out one record changes one cell of the histogram by one, so the L2 sensi
 the unit is a group, its images share its vote: it changes cells by amounts that add up to one at
 most, and the L2 norm of those is at most 1. Shares are multiples of 2^-10, rounded down, so that
 their sum is exact and no rounding carries a group over its one vote. The histogram leaves this room
-once, with Gaussian noise; the counts themselves never do.
+once, with Gaussian noise; the counts themselves never do. Secure noise is added to whole numbers, a
+vote being so many that each share is one.
 """
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.keys import SecretKey
-from rapid_dist.privacy.noise import add_noise_
+from rapid_dist.privacy.mechanism import NoiseKind
+from rapid_dist.privacy.noise import new_noise
 
 _TICKS = 1024  # Parts of a group's vote. A cell's sum in float32 is exact below 2^14 groups.
 
@@ -26,6 +28,7 @@ def noised_histogram(
     noise_multiplier: float,
     key: SecretKey,
     attempt: int,
+    noise: NoiseKind = "fast",
 ) -> np.ndarray:
     """Returns the class-by-cluster histogram plus noise, float64 [Y, M].
 
@@ -43,9 +46,12 @@ def noised_histogram(
     else:
         sizes = np.bincount(images.groups)  # Of all images: one without a vote lends it to none.
         counts = _shared(images.groups[votes], cells[votes], sizes, num_cells)
-    flat = torch.from_numpy(counts.astype(np.float32))  # Exact below 2^24 records a cell.
-    add_noise_(flat, noise_multiplier, key, step=0, attempt=attempt, purpose="prior")
-    return flat.double().numpy().reshape(num_classes, num_clusters)
+    mechanism = new_noise(noise, 1.0, noise_multiplier, key, attempt, purpose="prior")
+    if mechanism.units is None:
+        flat = torch.from_numpy(counts.astype(np.float32))  # Exact below 2^24 records a cell.
+    else:
+        flat = torch.from_numpy((counts * mechanism.units).astype(np.int64))  # Exact: 2^22 / 2^10.
+    return mechanism.release(flat, step=0).double().numpy().reshape(num_classes, num_clusters)
 
 
 def _shared(groups: np.ndarray, cells: np.ndarray, sizes: np.ndarray, num_cells: int) -> np.ndarray:
