@@ -8,7 +8,7 @@ epsilon at delta 1e-5. Public stages are made once and shared.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from common import arguments, figures, run_recipe, table, write
@@ -18,6 +18,7 @@ from rapid_dist.data.sources import load_private
 from rapid_dist.evaluation.suite import evaluate, open_extractor
 from rapid_dist.methods import artifacts, private_stages, sampling_stages
 from rapid_dist.release.generator import Generator
+from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.storage import open_storage
 
 JITTER = "prior.jitter={rotation: 0.15, shear: 0.3, scale: 0.15, shift: 0.06}"
@@ -39,7 +40,7 @@ COUNT_WITHOUT_PRIOR = 2_000  # Images a mode; these cost several times as many e
 def without_prior(recipe: Recipe, out: str, public: str) -> dict[str, Any]:
     """Samples the trained model of a run again, from pure noise or by query, and measures it."""
     settings = method_settings(recipe)
-    source = "noise" if settings.train.mode == "full" else "query"
+    source: Literal["noise", "query"] = "noise" if settings.train.mode == "full" else "query"
     sampling = replace(settings.sampling, source=source, count=COUNT_WITHOUT_PRIOR)
     settings = replace(settings, sampling=sampling)
     denoiser = artifacts.get_denoiser(f"{out}/{private_stages.PRIVATE}")
@@ -54,7 +55,7 @@ def without_prior(recipe: Recipe, out: str, public: str) -> dict[str, Any]:
         path = sampling_stages.sample_by_query(
             settings,
             public,
-            private_stages.KnowledgeBase.open(base),
+            KnowledgeBase.open(base),
             denoiser,
             labels,
             seed=settings.sampling.seed,

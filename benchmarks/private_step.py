@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
 from common import table, write
@@ -47,23 +48,24 @@ def plain(denoiser: Denoiser, rows: Rows) -> None:
 def by_opacus_hooks(hooked: Denoiser, rows: Rows, draws: int, mask: torch.Tensor) -> torch.Tensor:
     """Opacus' per-row gradients, averaged over the draws of a record, then our clip."""
     for parameter in hooked.parameters():
-        parameter.grad = parameter.grad_sample = None
-    row_losses(hooked, rows).sum().backward()
-    gradients = [p.grad_sample.unflatten(0, (-1, draws)).mean(dim=1) for p in trainable(hooked)]
+        parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
+    row_losses(hooked, rows).sum().backward()  # type: ignore[no-untyped-call]
+    found: list[Any] = [p.grad_sample for p in trainable(hooked)]  # type: ignore[attr-defined]
+    gradients = [part.unflatten(0, (-1, draws)).mean(dim=1) for part in found]
     return clip_and_sum(gradients, CLIP, mask)
 
 
 def by_vmap(denoiser: Denoiser, rows: Rows, draws: int, mask: torch.Tensor) -> torch.Tensor:
-    parameters = dict(denoiser.named_parameters())
+    parameters: dict[str, torch.Tensor] = dict(denoiser.named_parameters())
 
     def loss(values: dict[str, torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
         noised, level, labels, clean = parts
-        estimate = functional_call(denoiser, values, (noised, level, labels))
+        estimate: torch.Tensor = functional_call(denoiser, values, (noised, level, labels))
         weight = (level**2 + denoiser.data_std**2) / (level * denoiser.data_std) ** 2
         return (weight * (estimate - clean).square().flatten(1).mean(dim=1)).mean()
 
     split = [
-        part.unflatten(0, (-1, draws))
+        part.unflatten(0, (-1, draws))  # type: ignore[no-untyped-call]
         for part in (rows.noised, rows.noise_level, rows.labels, rows.clean)
     ]
     found = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *split)

@@ -43,6 +43,6 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     # By value, for a worker that imports `tests` may find somebody else's in site-packages.
     asking = [item for item in request.session.items if "ray" in item.keywords]
     for module in {item.module for item in asking if isinstance(item, pytest.Function)}:
-        cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+        cloudpickle.register_pickle_by_value(module)
     with session(Needs(cpus=6)):
         yield

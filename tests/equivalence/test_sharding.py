@@ -16,7 +16,9 @@ def _tied_keys() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return keys, rng.permutation(240), rng.integers(0, 3, 240), keys[:40]
 
 
-def _search_shards(num_shards, queries, labels=None):
+def _search_shards(
+    num_shards: int, queries: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     keys, ids, classes, _ = _tied_keys()
     parts = np.array_split(np.random.default_rng(1).permutation(len(keys)), num_shards)
     found = [

@@ -38,7 +38,7 @@ def test_a_key_is_never_shown() -> None:
         json.dumps,
     ],
 )
-def test_a_key_refuses_to_be_written_or_copied(leak) -> None:  # type: ignore[no-untyped-def]
+def test_a_key_refuses_to_be_written_or_copied(leak) -> None:
     with pytest.raises(TypeError):
         leak(SecretKey(MATERIAL))
 

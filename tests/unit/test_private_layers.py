@@ -1,6 +1,7 @@
 """Layers that couple examples, or have no known per-example gradient, are refused (P11)."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_a_network_is_refused_for_its(name: str) -> None:
     "network",
     [{}, {"attention": (True,)}, {"widths": (16, 16), "attention": (False, True), "patch": 2}],
 )
-def test_our_networks_pass(network: dict) -> None:
+def test_our_networks_pass(network: dict[str, Any]) -> None:
     denoiser = tiny_denoiser(**network)
     check_layers(denoiser)
     check_rows_apart(denoiser)
@@ -162,7 +163,7 @@ def test_subsets_are_what_their_names_say() -> None:
     sizes = {s: restrict_trainable(denoiser, s) for s in ("norm_bias", "attention", "last_blocks")}
     for subset in sizes:
         restrict_trainable(denoiser, subset)
-        names = [name for name, p in denoiser.named_parameters() if p.requires_grad]
+        names = {name for name, p in denoiser.named_parameters() if p.requires_grad}
         assert "unet.class_embedding.weight" in names  # The classes are private.
         assert sizes[subset] < restrict_trainable(denoiser, "all")
     restrict_trainable(denoiser, "attention")

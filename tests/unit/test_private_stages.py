@@ -41,7 +41,8 @@ def test_the_search_for_clusters_says_how_far_it_is_and_depends_on_no_slice() ->
     assert found[7] < 0
     assert (sum(rows), len(rows)) == (2_500, 3)
     none = private_stages.nearest_clusters(lambda part: features[part], 0, centroids, rows.append)
-    assert (none.shape, none.dtype) == ((0,), np.int64)
+    assert none.shape == (0,)
+    assert none.dtype == np.int64
 
 
 def _find(find: FindReferences, clean: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,8 @@ def _by_query(
 
 
 def test_a_sample_by_query_depends_on_its_own_seed_and_id_alone(place: UntrainedRun) -> None:
-    labels, done = np.arange(70) % 10, []
+    labels = np.arange(70) % 10
+    done: list[int] = []
     many = _by_query(place, labels, done.append)
     few = _by_query(place, labels[:5])
     for column in ("query", "reference", "surrogate", "sample"):
