@@ -6,6 +6,7 @@ Held against the product's accounting, of which it uses nothing: the events go t
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
@@ -22,11 +23,21 @@ _SMALLEST_DELTA = 1e-9  # Where a curve ends.
 
 def pld_epsilon(events: Sequence[Event], delta: float, interval: float = 1e-4) -> float:
     """Returns epsilon by privacy-loss distributions, pessimistic at this discretisation."""
-    return float(_pld(events, interval).get_epsilon(delta))
+    return _pld_epsilon(tuple(events), delta, interval)
 
 
 def prv_epsilon(events: Sequence[Event], delta: float) -> float:
     """Returns epsilon by Opacus' PRV accountant, its stated error included."""
+    return _prv_epsilon(tuple(events), delta)
+
+
+@lru_cache(maxsize=64)
+def _pld_epsilon(events: tuple[Event, ...], delta: float, interval: float) -> float:
+    return float(_pld(events, interval).get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def _prv_epsilon(events: tuple[Event, ...], delta: float) -> float:
     accountant = PRVAccountant()
     accountant.history = _history(events)
     with np.errstate(all="ignore"), warnings.catch_warnings():

@@ -22,11 +22,7 @@ import torch
 from torch import nn
 
 from rapid_dist.audit.accountants import pld_epsilon, trade_off
-from rapid_dist.audit.one_run import (
-    Guesses,
-    epsilon_lower_bound,
-    refutes,
-)
+from rapid_dist.audit.one_run import Guesses, epsilon_lower_bound, refutes
 from rapid_dist.audit.result import CheckResult, Profile
 from rapid_dist.audit.subject import Subject, not_charged
 from rapid_dist.collective import SingleProcess
@@ -133,11 +129,16 @@ def _canary_sum(coins: torch.Tensor) -> ClippedSum:
     """The engine of this run: canary i is C times the i-th unit vector, if its coin says so."""
 
     def total(
-        network: nn.Module, rows: Rows, draws: int, max_grad_norm: float, mask: torch.Tensor
+        network: nn.Module,
+        rows: Rows,
+        draws: int,
+        max_grad_norm: float,
+        mask: torch.Tensor,
+        units: int | None = None,
     ) -> torch.Tensor:
         present = rows.labels[mask & coins[rows.labels]]
-        given = torch.full((len(present),), max_grad_norm)
-        return torch.zeros(len(coins)).index_add_(0, present, given)
+        given = torch.tensor(units or max_grad_norm).expand(len(present))
+        return given.new_zeros(len(coins)).index_add_(0, present, given)
 
     return total
 
