@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rapid_dist.privacy.accounting import Epsilons, epsilons
+from rapid_dist.privacy.discreteness import discreteness
 from rapid_dist.privacy.mechanism import Event
 from rapid_dist.privacy.pld import pld_epsilons
 
@@ -33,7 +34,10 @@ def spend(events: Sequence[Event], delta: float, *, most_composed: int = MOST_CO
     """Returns what had been spent after each of ``events``, of which there is at least one."""
     counts = np.unique(np.linspace(1, len(events), CHECKED).round().astype(int))
     checked = {int(count): epsilons(events[:count], delta) for count in counts}
-    pld = np.array(pld_epsilons(events, delta, most_composed))
+    # What discrete noise costs grows with every release: the whole run's is no less than a part's.
+    discrete = discreteness(events, delta)
+    gaussian = pld_epsilons(events, discrete.delta, most_composed)
+    pld = np.array([discrete.total(epsilon) for epsilon in gaussian])
     asked = np.array([checked[int(count)].reported for count in counts])
     margin = np.maximum(0.0, asked - pld[counts - 1])
     reported = pld + np.interp(np.arange(1, len(events) + 1), counts, margin)

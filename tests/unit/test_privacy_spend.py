@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from rapid_dist.privacy.accounting import epsilons
-from rapid_dist.privacy.mechanism import DpSgdEvent, Event, GaussianEvent
+from rapid_dist.privacy.mechanism import (
+    DpSgdConfig,
+    DpSgdEvent,
+    Event,
+    GaussianEvent,
+    gaussian_event,
+)
 from rapid_dist.privacy.pld import pld_epsilon, pld_epsilons
 from rapid_dist.privacy.spend import CHECKED, Spend, spend
 
@@ -57,6 +63,22 @@ def test_a_curve_of_fewer_compositions_is_nowhere_lower(most_composed: int) -> N
     assert (fewer >= whole - 1e-9).all()
     assert fewer[-1] == pytest.approx(whole[-1], abs=1e-9)
     assert (fewer > whole + 1e-3).any()  # So many steps were indeed left out.
+
+
+def test_discrete_noise_is_paid_for_at_every_release() -> None:
+    config = DpSgdConfig(
+        num_records=100,
+        expected_batch=20,
+        steps=24,
+        max_grad_norm=1.0,
+        noise_multiplier=2.0,
+        noise="secure",
+    )
+    run = [gaussian_event(3.0, "secure"), *[config.event()] * 24]
+    secure = spend(run, DELTA)
+    assert secure.reported[-1] == epsilons(run, DELTA).reported
+    for count in (1, 5, 25):
+        assert secure.reported[count - 1] >= epsilons(run[:count], DELTA).pld
 
 
 def test_one_release_is_a_curve_of_one_point() -> None:
