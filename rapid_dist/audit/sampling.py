@@ -10,11 +10,17 @@ import tempfile
 from dataclasses import replace
 
 import numpy as np
-import scipy.stats
 
 from rapid_dist.audit.attendance import PARAMETERS, SHARE, Attendance, attend
 from rapid_dist.audit.result import CheckResult, Profile
-from rapid_dist.audit.statistics import Row, binomial_p_value, two_sided
+from rapid_dist.audit.statistics import (
+    Row,
+    binomial_p_value,
+    evenness_p_value,
+    least_pair_p_value,
+    overlap_p_value,
+    size_p_value,
+)
 from rapid_dist.audit.subject import Subject
 from rapid_dist.collective import SingleProcess
 from rapid_dist.privacy.keeper import Attempt
@@ -27,7 +33,6 @@ WORLD_SIZE = 2
 _STEPS: dict[Profile, int] = {"quick": 600, "full": 6_000}
 _OWN_STEPS: dict[Profile, int] = {"quick": 100, "full": 1_000}  # At the recipe's own N and q.
 _LOOP_STEPS = 8
-_BINS = 64
 
 
 def check_sampling(subject: Subject, profile: Profile) -> list[CheckResult]:
@@ -37,8 +42,8 @@ def check_sampling(subject: Subject, profile: Profile) -> list[CheckResult]:
     sparse = _drawing(subject, NUM_UNITS, 1.0)
     key = subject.new_key()
     drawn = attend(small, key, steps, world_size=WORLD_SIZE)
-    again = attend(small, key, steps, world_size=WORLD_SIZE, attempt=2)
-    other = attend(small, subject.new_key(), steps, world_size=WORLD_SIZE)
+    again = attend(small, key, steps // 3, world_size=WORLD_SIZE, attempt=2)
+    other = attend(small, subject.new_key(), steps // 3, world_size=WORLD_SIZE)
     few = attend(sparse, subject.new_key(), steps, world_size=WORLD_SIZE)
     mechanism = subject.mechanism
     own = _batches(subject, own_steps)
@@ -48,32 +53,32 @@ def check_sampling(subject: Subject, profile: Profile) -> list[CheckResult]:
             "Is every unit drawn at the claimed rate, none more often than another?",
             {
                 "rate": binomial_p_value(int(present.sum()), present.size, RATE),
-                "evenness": _evenness_p_value(present, RATE),
+                "evenness": evenness_p_value(present, RATE),
                 "the recipe's rate": binomial_p_value(int(own.sum()), own.size, rate),
-                "the recipe's evenness": _evenness_p_value(own, rate),
+                "the recipe's evenness": evenness_p_value(own, rate),
             },
             f"N={NUM_UNITS}, q={RATE}, {steps} steps on {WORLD_SIZE} workers; "
             f"the recipe's N={mechanism.num_records}, q={rate:.4g}, {own_steps} steps.",
         ),
         Row(check=CHECK, share=0.2).verdict(
             "Is every pair of units drawn together at the squared rate?",
-            {"the least likely pair": _least_pair_p_value(present)},
+            {"the least likely pair": least_pair_p_value(present, RATE)},
             f"Of {NUM_UNITS * (NUM_UNITS - 1) // 2} pairs, within one worker and across.",
         ),
         Row(check=CHECK, share=0.2).verdict(
             "Do batch sizes vary as Poisson sampling says?",
             {
-                "sizes": _size_p_value(present, RATE),
-                "the recipe's sizes": _size_p_value(own, rate),
+                "sizes": size_p_value(present, RATE),
+                "the recipe's sizes": size_p_value(own, rate),
             },
         ),
         Row(check=CHECK, share=0.2).verdict(
             "Are steps, attempts and runs drawn independently?",
             {
-                "steps": _overlap_p_value(present[0::2], present[1::2], RATE),
-                "attempts": _overlap_p_value(present, again.times > 0, RATE),
-                "runs": _overlap_p_value(present, other.times > 0, RATE),
-                "the recipe's steps": _overlap_p_value(own[0::2], own[1::2], rate),
+                "steps": overlap_p_value(present[0::2], present[1::2], RATE),
+                "attempts": overlap_p_value(present, again.times > 0, RATE),
+                "runs": overlap_p_value(present, other.times > 0, RATE),
+                "the recipe's steps": overlap_p_value(own[0::2], own[1::2], rate),
             },
         ),
         Row(check=CHECK, share=0.2).verdict(
@@ -101,41 +106,6 @@ def _batches(subject: Subject, steps: int) -> np.ndarray:
     for step in range(steps):
         drawn[step, sampler.batch(step)] = True
     return drawn
-
-
-def _evenness_p_value(drawn: np.ndarray, rate: float) -> float:
-    """Chi-square over units, or over blocks of them where there are many."""
-    blocks = np.array_split(drawn.sum(0), min(drawn.shape[1], _BINS))
-    expected = np.array([len(block) * len(drawn) * rate for block in blocks])
-    counts = np.array([block.sum() for block in blocks])
-    if rate == 1:
-        return float((counts == expected).all())
-    statistic = float((np.square(counts - expected) / (expected * (1 - rate))).sum())
-    return two_sided(scipy.stats.chi2(len(blocks)), statistic)
-
-
-def _size_p_value(drawn: np.ndarray, rate: float) -> float:
-    """Sizes are Binomial(N, q); their squared distances from Nq add up to nearly chi-square."""
-    units = drawn.shape[1]
-    if rate == 1:
-        return float((drawn.sum(1) == units).all())
-    statistic = np.square(drawn.sum(1) - units * rate).sum() / (units * rate * (1 - rate))
-    return two_sided(scipy.stats.chi2(len(drawn)), float(statistic))
-
-
-def _least_pair_p_value(drawn: np.ndarray) -> float:
-    """The most suspicious of all pairs, times their number."""
-    units = drawn.shape[1]
-    together = (drawn.T.astype(np.int64) @ drawn)[np.triu_indices(units, 1)]
-    law = scipy.stats.binom(len(drawn), RATE**2)
-    tails = 2 * np.minimum(law.cdf(together), law.sf(together - 1))
-    return float(min(1.0, tails.min() * len(tails)))
-
-
-def _overlap_p_value(one: np.ndarray, other: np.ndarray, rate: float) -> float:
-    """Two independent draws share Binomial(n, q^2) inclusions."""
-    one = one[: len(other)]
-    return binomial_p_value(int((one & other).sum()), one.size, rate**2)
 
 
 def _empty_p_value(few: Attendance, rate: float) -> float:

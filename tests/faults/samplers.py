@@ -96,7 +96,7 @@ FAULTS = [
     ),
     Fault(
         name="Shuffled epochs, accounted as Poisson",
-        what_happened="Common in published DP-SGD; audits find up to 4 times the claim (arXiv 2411.10614)",
+        what_happened="Common in published code; audits find 4 times the claim (arXiv 2411.10614)",
         build=_sampler(ShuffledEpochs),
         caught_by=("sampling",),
     ),
