@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -19,9 +20,18 @@ import typer
 from rapid_dist.errors import RapidError
 
 if TYPE_CHECKING:
+    from rapid_dist.audit.result import CheckResult
     from rapid_dist.config import Recipe
     from rapid_dist.privacy.ledger import Ledger
     from rapid_dist.runtime.pipeline import Prepared
+
+
+class AuditProfile(StrEnum):
+    """How much of everything an audit does."""
+
+    QUICK = "quick"
+    FULL = "full"
+
 
 INTERRUPTED = 130  # What typer makes of Ctrl-C.
 STAGES = {
@@ -92,6 +102,7 @@ def build_app() -> typer.Typer:
     )
     for name, text in STAGES.items():
         app.command(name, help=text)(_stage_command(name))
+    app.command("audit", help="Try the installed code of a recipe on public stand-ins.")(audit)
     app.command("plan", help="Solve the privacy plan and print epsilon by every accountant.")(plan)
     ledger = typer.Typer(no_args_is_help=True, help="The ledger of the recipe's private data set.")
     ledger.command("show", help="Print totals: of the data set and of each run.")(ledger_show)
@@ -124,6 +135,32 @@ def _stage_command(name: str) -> Any:
             print(json.dumps(summary))
 
     return command
+
+
+def audit(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = "",
+    profile: Annotated[
+        AuditProfile, typer.Option("--profile", help="quick: minutes; full: more of everything.")
+    ] = AuditProfile.QUICK,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    from rapid_dist.runtime import audit as auditing
+    from rapid_dist.runtime import pipeline
+
+    loaded = _load(recipe, overrides)
+    out = out or f"runs/{loaded.name}"
+    if dry_run:
+        _print_prepared(pipeline.prepare(loaded, out), as_json)
+        return
+    found = auditing.run_audit(loaded, out, profile.value, _say_checked)
+    print_audit(found.results)
+    if as_json:
+        print(json.dumps(found.content))
+    refuse_failed(found.results)
 
 
 def plan(
@@ -222,6 +259,36 @@ def _unit_on(unit: str | None, recipe: "Recipe") -> str:
     """The name of a ledger's unit: the recipe's if it is the same, or what the ledger holds."""
     private = recipe.data.private
     return private.unit_name if unit in (None, private.unit_id) else str(unit)
+
+
+def _say_checked(name: str, results: "Sequence[CheckResult]", seconds: float) -> None:
+    verdict = "passed" if all(result.passed for result in results) else "FAILED"
+    print(f"{name:<18} {verdict} in {seconds:.0f} s", file=sys.stderr)
+
+
+def refuse_failed(results: "Sequence[CheckResult]") -> None:
+    """Ends the command with exit code 1, and a line for every question that was not passed."""
+    refused = [result for result in results if not result.passed]
+    for result in refused:
+        line = f"{result.check} failed: {result.statistic}; the bound is {result.bound}."
+        print(f"rapid-dist: {line}", file=sys.stderr)
+    if refused:
+        raise typer.Exit(1)
+
+
+def print_audit(results: "Sequence[CheckResult]") -> None:
+    """Prints a table, a row a question."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("check", "measured", "bound", "false alarm", "verdict", show_lines=True)
+    for result in results:
+        chance = f"{result.false_alarm:.1g}" if result.false_alarm else "exact"
+        verdict = "passed" if result.passed else "[bold red]FAILED[/bold red]"
+        asked = f"[bold]{result.check}[/bold]\n{escape(result.question)}"
+        table.add_row(asked, escape(result.statistic), escape(result.bound), chance, verdict)
+    Console().print(table)
 
 
 def _print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:

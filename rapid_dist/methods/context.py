@@ -15,6 +15,8 @@ from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.private.loop import Keeper as StepKeeper
+from rapid_dist.private.per_example import clipped_sum
+from rapid_dist.private.step import ClippedSum
 from rapid_dist.public.build import ShardPlan, ShardTask
 from rapid_dist.retrieval.manifest import ShardRecord
 from rapid_dist.storage import Storage
@@ -71,6 +73,7 @@ class RunContext:
     privacy: Callable[[], dict[str, Any]]  # What the ledger says now, as in summary.json.
     versions: dict[str, str]
     report: Callable[[str, dict[str, float]], None]  # (stage, how far it is), from this process.
+    engine: ClippedSum = clipped_sum  # The audit puts one that looks on around it.
 
 
 @dataclass(frozen=True, kw_only=True)

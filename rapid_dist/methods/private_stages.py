@@ -23,6 +23,8 @@ from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from rapid_dist.private.loop import train_private
+from rapid_dist.private.per_example import clipped_sum
+from rapid_dist.private.step import ClippedSum
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.public.adapt import prior_rows
 from rapid_dist.public.fit import fit_denoiser
@@ -202,6 +204,7 @@ class TrainTask:
     public_uri: str
     out_uri: str
     keeper: Keeper
+    engine: ClippedSum = clipped_sum
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
@@ -217,18 +220,20 @@ class TrainTask:
                 split_step=settings.split.split_step,
                 no_label=denoiser.no_label,
                 label_drop=settings.network.label_drop,
-                find_references=self._find_references(images),
+                find_references=self.find_references(images),
             ),
             self.mechanism,
             collective=collective,
             keeper=self.keeper,
             checkpoints=Checkpoints(out.child(f"{CHECKPOINTS}/train")),
             on_step=report,
+            engine=self.engine,
         )
         if collective.rank == 0:
             artifacts.put_denoiser(out.child(PRIVATE), denoiser)
 
-    def _find_references(self, images: PrivateImages) -> FindReferences | None:
+    def find_references(self, images: PrivateImages) -> FindReferences | None:
+        """Returns what finds the surrogates of these images, if the mode wants any."""
         if self.settings.train.mode != "surrogate":
             return None
         base = open_knowledge_base(self.settings, self.public_uri)
@@ -289,5 +294,6 @@ def run_train(context: RunContext) -> None:
         public_uri=context.public.uri,
         out_uri=context.out.uri,
         keeper=context.backend.keeper(),
+        engine=context.engine,
     )
     context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)

@@ -95,14 +95,19 @@ def image(address: str, alt: str, width: int, height: int) -> str:
     return f'<img src="{escape(address)}" alt="{escape(alt)}" width="{width}" height="{height}">'
 
 
+def card(section: Section) -> str:
+    """Returns one card of the page."""
+    key = section.key
+    return (
+        f'<section id="{key}" aria-labelledby="{key}-title"{_class(section.style)}>'
+        f'<h2 id="{key}-title">{escape(section.title)}</h2>{section.body}</section>\n'
+    )
+
+
 def page(*, title: str, lead: str, banner: str, sections: Sequence[Section], style: str) -> str:
     """Returns the whole document."""
     links = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in sections)
-    cards = "".join(
-        f'<section id="{s.key}" aria-labelledby="{s.key}-title"{_class(s.style)}>'
-        f'<h2 id="{s.key}-title">{escape(s.title)}</h2>{s.body}</section>\n'
-        for s in sections
-    )
+    cards = "".join(card(section) for section in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rapid_dist.data.images import Int64Array, UInt8Array
-from rapid_dist.release import report_figures, report_privacy
+from rapid_dist.release import report_audit, report_figures, report_privacy
 from rapid_dist.release.markup import escape, page
 from rapid_dist.release.plots import EpsilonCurve, ImageSet
 from rapid_dist.release.report_style import STYLE
@@ -42,6 +42,7 @@ class ReportInputs:
     strips: Strips | None = None
     curve: EpsilonCurve | None = None
     quality: Mapping[str, Any] | None = None  # As internal/quality.json; makes the page internal.
+    audit: Mapping[str, Any] | None = None  # As audit.json.
     price_per_hour: float | None = None  # Of the whole cluster, in the reader's currency.
 
 
@@ -67,6 +68,7 @@ def render_report(inputs: ReportInputs) -> str:
         )
     if inputs.quality is not None:
         sections.append(report_figures.quality_section(inputs.quality))
+    sections.append(report_audit.audit_section(inputs.audit))
     sections.append(report_figures.stages_section(summary, inputs.price_per_hour))
     sections.append(report_privacy.origin_section(summary, inputs.claim))
     return page(

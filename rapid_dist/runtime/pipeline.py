@@ -7,7 +7,7 @@ with a recipe, the data and the cluster is looked for before the first stage.
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, to_tree
@@ -20,6 +20,8 @@ from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.spend import spend
 from rapid_dist.privacy.statement import Claim, claim, require_charged
+from rapid_dist.private.per_example import clipped_sum
+from rapid_dist.private.step import ClippedSum
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
 from rapid_dist.runtime.cluster import session
@@ -79,22 +81,29 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
 
 
 def run(
-    recipe: Recipe, out: str, *, command: str | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    out: str,
+    *,
+    command: str | None = None,
+    progress: Progress | None = None,
+    engine: ClippedSum = clipped_sum,
 ) -> dict[str, Any]:
     """Runs all stages, or those of one command, and returns summary.json as far as there is one.
 
     The summary, the reports and the registered model are made once the last stage is done. Two
-    processes do not write one directory: the second is refused.
+    processes do not write one directory: the second is refused. ``engine`` is for the audit alone.
     """
     prepared = prepare(recipe, out)
     if not open_storage(prepared.places.out).exists("stages/train.json"):
         # A wrong declaration is refused here, and leaves no directory that it has begun.
         load_private(prepared.settings.private, prepared.settings.data_root)
     with locked(prepared.places.out):
-        return _run(prepared, command, progress)
+        return _run(prepared, command, progress, engine)
 
 
-def _run(prepared: Prepared, command: str | None, progress: Progress | None) -> dict[str, Any]:
+def _run(
+    prepared: Prepared, command: str | None, progress: Progress | None, engine: ClippedSum
+) -> dict[str, Any]:
     recipe = prepared.recipe
     directory = RunDirectory(recipe, prepared.places.out)
     if directory.is_complete():
@@ -118,7 +127,7 @@ def _run(prepared: Prepared, command: str | None, progress: Progress | None) -> 
         )
         tracked.log_params({**to_tree(recipe), "plan": asdict(prepared.plan)})
         figures = Figures(directory.storage, progress, debug=recipe.runtime.debug)
-        context = _context(prepared, directory, figures, open_things)
+        context = replace(_context(prepared, directory, figures, open_things), engine=engine)
         for stage in chosen:
             if stage not in waiting:
                 progress.note(f"{stage.name:<14} done before")

@@ -31,6 +31,7 @@ VENDORS = (
 SPEND = "epsilon.jsonl"
 STRIPS = 10
 ALIAS = "candidate"
+AUDIT = "audit.json"
 
 
 def versions() -> dict[str, str]:
@@ -179,12 +180,21 @@ def write_pages(
         },
         "strips": _strips(context) if settings.method == "rapid" else None,
         "curve": curve,
+        "audit": _audit(context),
         "price_per_hour": price_per_hour,
     }
     context.out.write("report.html", render_report(ReportInputs(**inputs)).encode())
     if quality:
         page = render_report(ReportInputs(**inputs, quality=quality))
         context.internal.write("report.html", page.encode())
+
+
+def _audit(context: RunContext) -> dict[str, Any] | None:
+    """Returns the audit that was made into this run directory before, if any."""
+    if not context.out.exists(AUDIT):
+        return None
+    found: dict[str, Any] = json.loads(context.out.read(AUDIT))
+    return found
 
 
 def _strips(context: RunContext) -> Strips:

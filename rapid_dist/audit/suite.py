@@ -1,0 +1,88 @@
+"""All checks, one after the other, and what came of them as plain values.
+
+    results = run_suite(subject, pipeline, "quick")
+
+A check that ends by an error has failed: the error's type is its statistic. Its message is not
+shown, for it might be anybody's.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rapid_dist.audit.accounting import check_accounting
+from rapid_dist.audit.contribution import check_contribution
+from rapid_dist.audit.control_flow import check_control_flow
+from rapid_dist.audit.empirical import check_empirical
+from rapid_dist.audit.noise import check_noise
+from rapid_dist.audit.result import CheckResult, Profile, failed
+from rapid_dist.audit.sampling import check_sampling
+from rapid_dist.audit.silence import Pipeline, check_pipeline_silence, check_silence
+from rapid_dist.audit.subject import Subject
+
+Check = Callable[[], list[CheckResult]]
+OnCheck = Callable[[str, Sequence[CheckResult], float], None]  # (check, its lines, seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The checks of one subject by name, in order."""
+
+    subject: Subject
+    pipeline: Pipeline | None  # None leaves out the whole run that silence makes.
+    profile: Profile
+
+    def checks(self) -> Mapping[str, Check]:
+        subject, profile, pipeline = self.subject, self.profile, self.pipeline
+
+        def silence() -> list[CheckResult]:
+            own = check_silence(subject, profile)
+            return own + (check_pipeline_silence(pipeline, subject.engine) if pipeline else [])
+
+        return {
+            "contribution": lambda: check_contribution(subject, profile),
+            "noise": lambda: check_noise(subject, profile),
+            "sampling": lambda: check_sampling(subject, profile),
+            "accounting": lambda: check_accounting(subject, profile),
+            "control flow": lambda: check_control_flow(subject, profile),
+            "silence": silence,
+            "empirical epsilon": lambda: [check_empirical(subject, profile)],
+        }
+
+
+def run_suite(suite: Suite, on_check: OnCheck = lambda *_: None) -> list[CheckResult]:
+    """Runs every check and returns all lines; ``on_check`` hears of each as it is done."""
+    results: list[CheckResult] = []
+    for name, check in suite.checks().items():
+        start = time.monotonic()
+        lines = _run_one(name, check)
+        on_check(name, lines, time.monotonic() - start)
+        results += lines
+    return results
+
+
+def to_json(results: Sequence[CheckResult]) -> dict[str, Any]:
+    """Returns the verdict and every line as plain values."""
+    return {
+        "passed": not failed(results),
+        "failed": failed(results),
+        "false_alarm": min(1.0, sum(result.false_alarm for result in results)),
+        "results": [asdict(result) for result in results],
+    }
+
+
+def _run_one(name: str, check: Check) -> list[CheckResult]:
+    try:
+        return check()
+    except Exception as error:
+        return [
+            CheckResult(
+                check=name,
+                question="Does the check come to its end?",
+                statistic=f"it ended by {type(error).__name__}",
+                bound="an answer",
+                false_alarm=0.0,
+                passed=False,
+            )
+        ]

@@ -1,0 +1,71 @@
+"""The report's section on the audit: what the installed code was asked, and what it answered."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rapid_dist.release.markup import Cell, Raw, Section, card, facts, paragraph, table
+
+KEY = "audit"
+_SECTION = re.compile(rf'<section id="{KEY}".*?</section>\n?', re.DOTALL)
+_EXACT = "exact"
+
+
+def audit_section(audit: Mapping[str, Any] | None) -> Section:
+    """Returns the verdicts of audit.json, or that there is none."""
+    return Section(
+        key=KEY, title="Audit of the code", body=_none() if audit is None else _body(audit)
+    )
+
+
+def with_audit(page: str, audit: Mapping[str, Any]) -> str:
+    """Returns a finished page with the audit's section in the place of the one it has."""
+    return _SECTION.sub(lambda _: card(audit_section(audit)), page, count=1)
+
+
+def _none() -> str:
+    return paragraph(
+        "No audit of the installed code was made for this run. `rapid-dist audit` tries every "
+        "part of the mechanism on public stand-ins, and adds its verdicts here."
+    )
+
+
+def _body(audit: Mapping[str, Any]) -> str:
+    results = audit["results"]
+    said = (
+        f"All {len(results)} questions were answered as they must be."
+        if audit["passed"]
+        else f"These checks failed: {', '.join(audit['failed'])}. Do not rely on the claim."
+    )
+    rows: list[list[Cell]] = [
+        [
+            f"{one['check']}: {one['question']}",
+            one["statistic"],
+            one["bound"],
+            f"{one['false_alarm']:.1g}" if one["false_alarm"] else _EXACT,
+            "passed" if one["passed"] else Raw(markup="<strong>FAILED</strong>", style="num"),
+        ]
+        for one in results
+    ]
+    pairs = [
+        ("verdict", "passed" if audit["passed"] else "FAILED"),
+        ("profile", str(audit["profile"])),
+        ("date", str(audit["created"])),
+        ("code", str(audit["code"])),
+    ]
+    return (
+        paragraph(said)
+        + facts(pairs)
+        + table(
+            "What was asked of the installed code, on public stand-ins for the private images",
+            ["question", "measured", "bound", "false alarm", "verdict"],
+            rows,
+            numbers_from=3,
+        )
+        + paragraph(
+            "A false alarm is the chance that right code fails the question; an exact one has "
+            "none. An audit finds faults and proves no absence of them: the empirical epsilon, "
+            "above all, finds gross ones only.",
+            "note",
+        )
+    )
