@@ -1,7 +1,7 @@
 """Vectors that the mechanism released when nothing was learnt: noise, and nothing else.
 
-The step, the loop and the keys are the subject's own; only the engine is muted, after it has done
-its work: whatever it returns is replaced by zeros.
+The step, the loop and the keys are the subject's own; in place of the engine stands one that finds
+nothing in anybody.
 """
 
 import contextlib
@@ -44,17 +44,18 @@ class Nobody(PoissonSampler):
         return np.zeros(0, np.int64)
 
 
+def _nothing(denoiser: Denoiser, *_: Any) -> torch.Tensor:
+    """Zeros as whole numbers: they add to float32 sums and to the integer ones of secure noise."""
+    return torch.zeros(flat_size(denoiser), dtype=torch.int64)
+
+
 def muted(subject: Subject) -> Subject:
     """The subject on a few units, half of which a step draws, learning nothing from them."""
     units = min(_UNITS, subject.images.spec.num_units)
     small = subject.on(extreme_images(subject.images, units))
-
-    def silent(*args: Any) -> torch.Tensor:
-        return torch.zeros_like(subject.engine(*args))
-
     return replace(
         small,
-        engine=silent,
+        engine=_nothing,
         config=replace(small.config, micro_batch=2, checkpoint_every=1),
         mechanism=replace(small.mechanism, expected_batch=units / 2, steps=_LOOP_STEPS),
     )
@@ -86,17 +87,13 @@ def everybody(subject: Subject, key: SecretKey) -> PoissonSampler:
 
 
 def wide_release(subject: Subject) -> np.ndarray:
-    """One step's released vector for a network of ``WIDE`` parameters, float32 [WIDE].
+    """One step's released vector of a muted subject's wider network, float32 [WIDE].
 
     Recipes' networks may have fewer parameters than one chunk of noise has values.
     """
     network = nn.Module()
     network.weight = nn.Parameter(torch.zeros(WIDE))
-    # Whole numbers: they can be added to a float32 sum, and to the integer one of secure noise.
-    wide = replace(
-        subject, engine=lambda denoiser, *_: torch.zeros(flat_size(denoiser), dtype=torch.int64)
-    )
-    return step_release(wide, subject.new_key(), denoiser=cast(Denoiser, network))[0]
+    return step_release(subject, subject.new_key(), denoiser=cast(Denoiser, network))[0]
 
 
 @dataclass(frozen=True, kw_only=True)
