@@ -132,7 +132,7 @@ class LeavingOut(PoissonSampler):
     """
 
     def __init__(self, subject: Subject, key: SecretKey, left_out: int | None) -> None:
-        self._inner = subject.sampler_type(key, subject.mechanism.num_records, 1.0, 1)
+        self._inner = subject.sampler(key, rate=1.0)
         self._left_out = left_out
 
     def batch(self, step: int) -> np.ndarray:

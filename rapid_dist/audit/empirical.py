@@ -154,7 +154,7 @@ def _scores(subject: Subject, mechanism: DpSgdConfig, coins: torch.Tensor) -> np
     step = subject.step_type(
         mechanism=mechanism,
         draws=_CanaryDraws(**{field.name: getattr(drawn, field.name) for field in fields(drawn)}),
-        sampler=subject.sampler_type(key, mechanism.num_records, rate, 1),
+        sampler=replace(subject, mechanism=mechanism).sampler(key),
         key=key,
         attempt=1,
         collective=SingleProcess(),

@@ -19,7 +19,7 @@ from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdConfig
-from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.loop import Keeper, OnStep, train_private
@@ -68,7 +68,7 @@ class Subject:
     # The product's own, all of them.
     engine: ClippedSum = clipped_sum
     step_type: type[PrivateStep] = PrivateStep
-    sampler_type: type[PoissonSampler] = PoissonSampler
+    sampler_type: type[PoissonSampler] | None = None  # None: the one of the mechanism's noise.
     new_key: Callable[[], SecretKey] = SecretKey.generate
     train: Callable[..., None] = train_private
     noised_histogram: Callable[..., np.ndarray] = noised_histogram
@@ -92,9 +92,14 @@ class Subject:
         )
         return replace(self, images=images, mechanism=mechanism)
 
-    def sampler(self, key: SecretKey, attempt: int = 1) -> PoissonSampler:
+    def sampler(
+        self, key: SecretKey, attempt: int = 1, *, rate: float | None = None
+    ) -> PoissonSampler:
+        """The sampler of one attempt, as the loop makes it; at another ``rate`` if one is given."""
         mechanism = self.mechanism
-        return self.sampler_type(key, mechanism.num_records, mechanism.sample_rate, attempt)
+        sampler_type = self.sampler_type or sampler_for(mechanism.noise)
+        rate = mechanism.sample_rate if rate is None else rate
+        return sampler_type(key, mechanism.num_records, rate, attempt)
 
     def step(
         self,

@@ -50,7 +50,8 @@ class PrivacyConfig:
     steps: int | None = 500
     noise_multiplier: float | None = None
     reserve_steps: int = 0  # Paid for in the plan; spent when a crash repeats steps.
-    # fast: Philox normals in float32. secure: discrete Gaussian of a cipher, on whole numbers.
+    # fast: Philox normals in float32. secure: discrete Gaussian on whole numbers; it and
+    # the batches come from a cipher.
     noise: NoiseKind = "fast"
 
     def __post_init__(self) -> None:

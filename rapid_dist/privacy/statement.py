@@ -18,9 +18,8 @@ _FAST = (
     "generator keyed by the operating system."
 )
 _SECURE = (
-    "The noise added to whole numbers is discrete Gaussian, drawn exactly from a ChaCha20 stream "
-    "keyed by the operating system, and accounted as such; who takes part in a step is drawn from "
-    "a Philox generator."
+    "The noise added to whole numbers is discrete Gaussian, drawn exactly and accounted as such. "
+    "It, and who takes part in a step, come from ChaCha20 streams keyed by the operating system."
 )
 _RELATIONS = {"zero_out": "replacing any one {unit} by nothing (zero-out; their number is public)"}
 

@@ -17,7 +17,7 @@ from rapid_dist.diffusion.ema import Ema
 from rapid_dist.errors import BudgetError, CheckpointError, DataError
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
-from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
 from rapid_dist.private.coupling import check_rows_apart
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.per_example import check_layers, clipped_sum, trainable
@@ -54,7 +54,7 @@ def train_private(
     on_step: OnStep,
     engine: ClippedSum = clipped_sum,
     step_type: type[PrivateStep] = PrivateStep,
-    sampler_type: type[PoissonSampler] = PoissonSampler,
+    sampler_type: type[PoissonSampler] | None = None,
     new_key: Callable[[], SecretKey] = SecretKey.generate,
 ) -> None:
     """Trains in place by DP-SGD and leaves the EMA weights in the denoiser.
@@ -100,6 +100,7 @@ def train_private(
             f"The budget pays for {affordable} more steps, the run has "
             f"{mechanism.steps - first} left. Plan with privacy.reserve_steps to pay for repeats."
         )
+    sampler_type = sampler_type or sampler_for(mechanism.noise)
     private_step = step_type(
         mechanism=mechanism,
         draws=draws,

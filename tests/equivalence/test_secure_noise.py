@@ -13,7 +13,7 @@ from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import UNITS, DiscreteDpSgdEvent
 from rapid_dist.privacy.noise import SecureNoise
-from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.privacy.poisson import CipherPoissonSampler
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.per_example import flat_size
 from rapid_dist.private.step import PrivateStep
@@ -23,6 +23,7 @@ from tests.models import (
     KEY,
     FixedBatch,
     draw_maker,
+    each_left_out,
     mechanism,
     private_images,
     private_step,
@@ -38,7 +39,7 @@ def _step(collective: Collective, noise: str = "secure") -> PrivateStep:
         collective,
         mechanism=own,
         draws=draw_maker(mode="surrogate", multiplicity=2, shift=1),
-        sampler=PoissonSampler(KEY, own.num_records, own.sample_rate, attempt=1),
+        sampler=CipherPoissonSampler(KEY, own.num_records, own.sample_rate, attempt=1),
     )
 
 
@@ -52,6 +53,25 @@ def test_any_number_of_workers_releases_the_same_bits() -> None:
     for world_size in (2, 4):
         for held in ThreadWorkers(world_size).run(_released):
             assert torch.equal(held, alone)
+
+
+def _whole_numbers(*records: int) -> torch.Tensor:
+    """int64 [P]: what a batch of these records adds up to before its noise."""
+    step = private_step(
+        mechanism=mechanism(noise="secure"),
+        draws=draw_maker(mode="surrogate", multiplicity=2, shift=1),
+        sampler=FixedBatch(*records),
+    )
+    return step._local_sum(tiny_denoiser(), 0)
+
+
+def test_leaving_a_record_out_takes_its_own_whole_numbers_out_and_no_other() -> None:
+    # The others then stand elsewhere in their micro-batches of 4, beside others.
+    whole = _whole_numbers(*range(12))
+    for record, others in each_left_out(12):
+        own = _whole_numbers(record)
+        assert torch.equal(whole - _whole_numbers(*others), own)
+        assert 0 < float(own.double().norm()) <= UNITS
 
 
 def test_the_bit_test_would_notice_a_sum_of_floats() -> None:

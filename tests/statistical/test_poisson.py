@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
-from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.privacy.poisson import CipherPoissonSampler, PoissonSampler
 
 FALSE_ALARM = 1e-6  # Chance that a correct sampler fails one of these tests under a fresh key.
 KEY = SecretKey(bytes(KEY_BYTES))  # Fixed, so that a test gives the same result every time.
@@ -13,10 +13,13 @@ NUM_RECORDS = 200
 STEPS = 1_500
 RATE = 0.1
 
+Sampler = type[PoissonSampler]
+of_both_kinds = pytest.mark.parametrize("kind", [PoissonSampler, CipherPoissonSampler])
 
-def _poisson(rate: float = RATE, attempt: int = 1) -> np.ndarray:
+
+def _poisson(rate: float = RATE, attempt: int = 1, kind: Sampler = PoissonSampler) -> np.ndarray:
     """bool [STEPS, NUM_RECORDS]: who was in which batch."""
-    sampler = PoissonSampler(KEY, NUM_RECORDS, rate, attempt)
+    sampler = kind(KEY, NUM_RECORDS, rate, attempt)
     drawn = np.zeros((STEPS, NUM_RECORDS), bool)
     for step in range(STEPS):
         drawn[step, sampler.batch(step)] = True
@@ -70,16 +73,18 @@ def _steps_p_value(one: np.ndarray, other: np.ndarray) -> float:
     return float(scipy.stats.binomtest(int((one & other).sum()), one.size, RATE**2).pvalue)
 
 
-def test_records_are_drawn_at_the_claimed_rate() -> None:
-    assert _rate_p_value(_poisson()) > FALSE_ALARM
+@of_both_kinds
+def test_records_are_drawn_at_the_claimed_rate(kind: Sampler) -> None:
+    assert _rate_p_value(_poisson(kind=kind)) > FALSE_ALARM
 
 
 def test_the_rate_test_would_notice_a_rate_of_0_105() -> None:
     assert _rate_p_value(_poisson(rate=0.105)) < FALSE_ALARM
 
 
-def test_no_record_is_drawn_more_often_than_another() -> None:
-    assert _evenness_p_value(_poisson()) > FALSE_ALARM
+@of_both_kinds
+def test_no_record_is_drawn_more_often_than_another(kind: Sampler) -> None:
+    assert _evenness_p_value(_poisson(kind=kind)) > FALSE_ALARM
 
 
 def test_the_evenness_test_would_notice_a_favoured_tenth() -> None:
@@ -88,8 +93,9 @@ def test_the_evenness_test_would_notice_a_favoured_tenth() -> None:
     assert _evenness_p_value(drawn) < FALSE_ALARM
 
 
-def test_pairs_of_records_are_drawn_together_at_the_squared_rate() -> None:
-    assert _least_pair_p_value(_poisson()) > FALSE_ALARM
+@of_both_kinds
+def test_pairs_of_records_are_drawn_together_at_the_squared_rate(kind: Sampler) -> None:
+    assert _least_pair_p_value(_poisson(kind=kind)) > FALSE_ALARM
 
 
 def test_the_pair_test_would_notice_records_that_go_together() -> None:
@@ -97,8 +103,9 @@ def test_the_pair_test_would_notice_records_that_go_together() -> None:
     assert _least_pair_p_value(_twins()) < FALSE_ALARM
 
 
-def test_batch_sizes_vary_as_poisson_sampling_says() -> None:
-    assert _size_variance_p_value(_poisson()) > FALSE_ALARM
+@of_both_kinds
+def test_batch_sizes_vary_as_poisson_sampling_says(kind: Sampler) -> None:
+    assert _size_variance_p_value(_poisson(kind=kind)) > FALSE_ALARM
 
 
 def test_the_size_test_would_notice_batches_of_one_size() -> None:
@@ -106,19 +113,27 @@ def test_the_size_test_would_notice_batches_of_one_size() -> None:
     assert _size_variance_p_value(_fixed_size()) < FALSE_ALARM
 
 
-def test_steps_and_attempts_draw_independently() -> None:
-    drawn = _poisson()
+@of_both_kinds
+def test_steps_and_attempts_draw_independently(kind: Sampler) -> None:
+    drawn = _poisson(kind=kind)
     assert _steps_p_value(drawn[:-1], drawn[1:]) > FALSE_ALARM
-    assert _steps_p_value(drawn, _poisson(attempt=2)) > FALSE_ALARM
+    assert _steps_p_value(drawn, _poisson(attempt=2, kind=kind)) > FALSE_ALARM
+
+
+def test_the_two_kinds_draw_independently() -> None:
+    assert _steps_p_value(_poisson(), _poisson(kind=CipherPoissonSampler)) > FALSE_ALARM
 
 
 def test_the_independence_test_would_notice_a_replayed_attempt() -> None:
     assert _steps_p_value(_poisson(), _poisson()) < FALSE_ALARM
 
 
+@of_both_kinds
 @pytest.mark.parametrize("rate", [0.002, 0.01])
-def test_empty_batches_come_as_often_as_they_should_and_are_yielded(rate: float) -> None:
-    sampler = PoissonSampler(KEY, NUM_RECORDS, rate, attempt=1)
+def test_empty_batches_come_as_often_as_they_should_and_are_yielded(
+    rate: float, kind: Sampler
+) -> None:
+    sampler = kind(KEY, NUM_RECORDS, rate, attempt=1)
     sizes = [len(sampler.batch(step)) for step in range(STEPS)]
     chance = (1 - rate) ** NUM_RECORDS
     assert len(sizes) == STEPS
@@ -131,9 +146,10 @@ def test_the_empty_batch_test_would_notice_that_they_are_skipped() -> None:
     assert scipy.stats.binomtest(0, STEPS, chance).pvalue < FALSE_ALARM
 
 
-def test_a_large_sparse_draw_is_as_even_as_a_small_one() -> None:
+@of_both_kinds
+def test_a_large_sparse_draw_is_as_even_as_a_small_one(kind: Sampler) -> None:
     # numpy draws small samples of large populations by another algorithm.
-    sampler = PoissonSampler(KEY, 60_000, 0.005, attempt=1)
+    sampler = kind(KEY, 60_000, 0.005, attempt=1)
     drawn = np.concatenate([sampler.batch(step) for step in range(300)])
     counts = np.histogram(drawn, bins=60, range=(0, 60_000))[0]
     expected, variance = 300 * 1_000 * 0.005, 300 * 1_000 * 0.005 * 0.995

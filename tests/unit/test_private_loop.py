@@ -1,6 +1,6 @@
 """The loop of private training: what a crash costs, what a budget refuses, what it leaves alone."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,11 +13,15 @@ from rapid_dist.errors import BudgetError, CheckpointError, ConfigError, DataErr
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DiscreteDpSgdEvent
+from rapid_dist.privacy.poisson import CipherPoissonSampler, PoissonSampler
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.loop import train_private
 from rapid_dist.private.settings import TrainConfig
+from rapid_dist.private.step import PrivateStep
 from tests.fakes import FakeClock, MemoryStorage
 from tests.models import (
+    KEY,
     CountingKeeper,
     draw_maker,
     mechanism,
@@ -97,9 +101,10 @@ def test_steps_that_a_crash_repeats_are_charged_again_under_a_new_attempt() -> N
     assert keeper.charged == [(1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (2, 5)]
 
 
-def test_a_repeated_step_has_other_noise() -> None:
+@pytest.mark.parametrize("noise", ["fast", "secure"])
+def test_a_repeated_step_has_other_noise(noise: str) -> None:
     keeper, storage = CountingKeeper(), MemoryStorage()
-    empty = {"expected_batch": 1e-9}  # Updates are noise and nothing else.
+    empty = {"expected_batch": 1e-9, "noise": noise}  # Updates are noise and nothing else.
     before = _crash(keeper, storage, at=3, plan=empty)
     _, after = _train(keeper, storage, plan=empty)
     assert not torch.equal(before[3], after[3])
@@ -191,6 +196,43 @@ def test_the_ledger_holds_every_step_of_every_attempt() -> None:
     entries = Ledger.open(ledger, "faces").entries()
     steps = [(entry.attempt, entry.step) for entry in entries if entry.kind == "step"]
     assert steps == [(1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4), (2, 5)]
+
+
+def test_a_crashed_run_with_secure_noise_pays_for_its_repeats_as_what_they_are() -> None:
+    ledger, storage, own = MemoryStorage(), MemoryStorage(), mechanism(noise="secure", steps=STEPS)
+    budget = Budget(epsilon=epsilons([own.event(STEPS + 1)], 1e-3).reported + 1e-6, delta=1e-3)
+    keeper = LedgerKeeper(Ledger.open(ledger, "faces"), "run-1", budget, own.event(), STEPS, 1)
+    _crash(keeper, storage, at=3, plan={"noise": "secure"})
+    _train(keeper, storage, plan={"noise": "secure"})
+    events = Ledger.open(ledger, "faces").events("run-1")
+    assert events == [own.event()] * (STEPS + 1)
+    assert {type(event) for event in events} == {DiscreteDpSgdEvent}
+    assert keeper.spent() == epsilons([own.event(STEPS + 1)], 1e-3)
+    assert keeper.affordable_steps() == 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "sampler"), [("fast", PoissonSampler), ("secure", CipherPoissonSampler)]
+)
+def test_batches_come_from_a_cipher_exactly_if_the_noise_does(
+    noise: str, sampler: type[PoissonSampler]
+) -> None:
+    steps: list[PrivateStep] = []
+
+    def step_type(**fields: Any) -> PrivateStep:
+        steps.append(PrivateStep(**fields))
+        return steps[0]
+
+    own = mechanism(noise=noise, steps=1)
+    train_private(
+        tiny_denoiser(), draw_maker(), own, collective=SingleProcess(), keeper=CountingKeeper(),
+        checkpoints=Checkpoints(MemoryStorage()), on_step=lambda figures: None,
+        step_type=cast(Any, step_type), new_key=lambda: KEY,
+    )  # fmt: skip
+    (step,) = steps
+    assert type(step.sampler) is sampler
+    mine = sampler(KEY, own.num_records, own.sample_rate, attempt=1)
+    assert all(np.array_equal(step.sampler.batch(n), mine.batch(n)) for n in range(5))
 
 
 def test_a_worker_thought_dead_takes_no_step_once_the_others_have_begun_again() -> None:
