@@ -44,6 +44,9 @@ class DataConfig(_Node):
     root: str | None = None  # Folder that sources with files are looked up in.
     private: PrivateSource
     public: tuple[PublicSource, ...] = Field(min_length=1)
+    # Sources that join the references alone. Networks and keys that were made before stay as they
+    # are, so adding one at the end makes its own shards and no other.
+    more_references: tuple[PublicSource, ...] = ()
     reference_share: float = Field(default=0.5, gt=0, lt=1)  # Of the public images.
 
 
@@ -58,6 +61,13 @@ class RuntimeConfig(_Node):
     workers: int = Field(default=2, ge=1)  # Of every training stage.
     trajectory_actors: int = Field(default=2, ge=1)
     search_actors: int = Field(default=2, ge=1)
+    search_replicas: int = Field(default=1, ge=1)  # Whole copies of the searching actors.
+    # Private queries: answered in each worker, or by actors; auto = by actors where a copy of the
+    # knowledge base takes more than memory_gb.
+    search: Literal["auto", "replicated", "sharded"] = "auto"
+    search_gpus: float = Field(default=0.0, ge=0)  # Of a searching actor; needs faiss-gpu there.
+    actor_resources: dict[str, float] = {}  # Of a node that may hold searching and building actors.
+    actor_labels: dict[str, str] = {}
     threads_per_worker: int = Field(default=1, ge=1)
     memory_gb: float = Field(default=1.0, gt=0)  # One worker's or actor's, for the check up front.
     max_failures: int = Field(default=2, ge=0)  # Restarts of a stage's workers before it fails.
@@ -157,6 +167,7 @@ def method_settings(recipe: Recipe) -> MethodSettings:
         "data_root": None if root is None else str(Path(root).expanduser().resolve()),
         "private": recipe.data.private,
         "public": recipe.data.public,
+        "more_references": recipe.data.more_references,
         "reference_share": recipe.data.reference_share,
     }
     same = {

@@ -9,7 +9,7 @@ import torch
 from rapid_dist.data.images import ImageSpec, PublicImages
 from rapid_dist.retrieval.features import ContrastExtractor, ExtractorConfig, pixel_features
 from rapid_dist.retrieval.manifest import KnowledgeBaseSpec
-from rapid_dist.retrieval.shard import Embed, FeaturesOf
+from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf
 
 NUM_IMAGES = 90
 
@@ -40,3 +40,9 @@ def knowledge_base_spec(**changes) -> KnowledgeBaseSpec:
         "embed_batch": 16, "embedder": "test", "features": "pixels",
     }  # fmt: skip
     return KnowledgeBaseSpec(**{**settings, **changes})
+
+
+def pixel_keys(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, C, S, S] -> float32 [N, D], the pixels themselves: to be recognised in a file."""
+    keys: np.ndarray = (images.reshape(len(images), -1) / 127.5 - 1).astype(np.float32)
+    return keys

@@ -94,6 +94,9 @@ class _OnlySearches:
     def searcher(self, storage: Storage) -> KnowledgeBase:
         return self._run.knowledge_base()
 
+    def private_searcher(self, storage: Storage) -> None:
+        return None
+
 
 def _denoiser(settings: MethodSettings, num_classes: int) -> Denoiser:
     denoiser = Denoiser(settings.network, channels=1, size=8, num_classes=num_classes)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,14 @@ def extractor_name(settings: MethodSettings) -> str:
 
 
 def knowledge_base_name(settings: MethodSettings) -> str:
+    return knowledge_base_names(settings)[-1]
+
+
+def knowledge_base_names(settings: MethodSettings) -> list[str]:
+    """The folders of a knowledge base: without additions, after each of them, and with its index.
+
+    Every one but the first extends the one before it.
+    """
     base = settings.knowledge_base
     embedder = extractor_name(settings) if base.keys == "contrast" else pretrain_name(settings)
     features = extractor_name(settings) if base.features == "contrast" else "pixels"
@@ -75,7 +83,13 @@ def knowledge_base_name(settings: MethodSettings) -> str:
         base.variants,
         base.variant_jitter,
     )
-    return f"knowledge-base-{identity}"
+    names = [f"knowledge-base-{identity}"]
+    for source in settings.more_references:
+        names.append(f"knowledge-base-{fingerprint(names[-1], source)}")
+    if base.index != "flat":
+        shape = [base.index, base.index_lists, base.index_probes, base.index_bytes, base.index_keys]
+        names.append(f"knowledge-base-{fingerprint(names[-1], shape, settings.seed)}")
+    return names
 
 
 def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicImages]:
@@ -90,6 +104,33 @@ def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicIma
     pretrain, reference = split_public(images, settings.reference_share)
     base = settings.knowledge_base
     return pretrain, with_variants(reference, base.variants, base.variant_jitter, settings.seed)
+
+
+def load_references(settings: MethodSettings, generation: int) -> PublicImages:
+    """Returns the references of a knowledge base, or those that one source adds to it.
+
+    Args:
+      generation: 0 for the public data's references, g for those of ``more_references[g - 1]``.
+    """
+    _, first = load_public_split(settings)
+    if generation == 0:
+        return first
+    base, num_classes = settings.knowledge_base, first.spec.num_classes
+    for number, source in enumerate(settings.more_references[:generation], start=1):
+        added = load_public(
+            [source],
+            settings.data_root,
+            size=settings.private.size,
+            channels=settings.private.channels,
+            seed=settings.seed,
+        )
+        if number == generation:
+            break
+        num_classes += added.spec.num_classes
+    # As in the public data itself, every class of every source is a class of its own.
+    spec = replace(added.spec, num_classes=num_classes + added.spec.num_classes)
+    offset = PublicImages(images=added.images, labels=added.labels + num_classes, spec=spec)
+    return with_variants(offset, base.variants, base.variant_jitter, settings.seed)
 
 
 def is_done(storage: Storage) -> bool:

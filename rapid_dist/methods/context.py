@@ -44,6 +44,8 @@ class Searcher(Protocol):
         self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def images(self, ids: np.ndarray) -> np.ndarray: ...
+
 
 class Backend(Protocol):
     """Where stages run."""
@@ -58,6 +60,9 @@ class Backend(Protocol):
 
     def searcher(self, storage: Storage) -> Searcher:
         """Returns a searcher of the knowledge base in ``storage``; public queries only."""
+
+    def private_searcher(self, storage: Storage) -> Searcher | None:
+        """Returns one that may be sent to a worker, or None where each opens a copy of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

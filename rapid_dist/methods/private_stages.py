@@ -16,7 +16,7 @@ from rapid_dist.data.sources import load_private
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts
-from rapid_dist.methods.context import Keeper, Report, RunContext
+from rapid_dist.methods.context import Keeper, Report, RunContext, Searcher
 from rapid_dist.methods.public_stages import open_embedder, open_features
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.keys import SecretKey
@@ -204,6 +204,7 @@ class TrainTask:
     public_uri: str
     out_uri: str
     keeper: Keeper
+    searcher: Searcher | None = None  # Of a knowledge base that is too large for this process.
     engine: ClippedSum = clipped_sum
 
     def __call__(self, collective: Collective, report: Report) -> None:
@@ -236,12 +237,14 @@ class TrainTask:
         """Returns what finds the surrogates of these images, if the mode wants any."""
         if self.settings.train.mode != "surrogate":
             return None
+        if self.settings.train.surrogate == "query" and self.searcher is not None:
+            return self._by_query(self.searcher)
         base = open_knowledge_base(self.settings, self.public_uri)
         if self.settings.train.surrogate == "query":
             return self._by_query(base)
         return self._by_cluster(base, images)
 
-    def _by_query(self, base: KnowledgeBase) -> FindReferences:
+    def _by_query(self, base: Searcher) -> FindReferences:
         """The paper's way: the record's noised state at k asks for its nearest trajectory."""
         embed = open_embedder(self.settings, self.public_uri)
         level = self.settings.schedule.level(self.settings.split.query_step)
@@ -280,6 +283,14 @@ class TrainTask:
         return find
 
 
+def _private_searcher(context: RunContext) -> Searcher | None:
+    train = context.settings.train
+    if train.mode != "surrogate" or train.surrogate != "query":
+        return None
+    name = artifacts.knowledge_base_name(context.settings)
+    return context.backend.private_searcher(context.public.child(name))
+
+
 def run_train(context: RunContext) -> None:
     storage = context.out.child(PRIVATE)
     if artifacts.is_done(storage):
@@ -294,6 +305,7 @@ def run_train(context: RunContext) -> None:
         public_uri=context.public.uri,
         out_uri=context.out.uri,
         keeper=context.backend.keeper(),
+        searcher=_private_searcher(context),
         engine=context.engine,
     )
     context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)

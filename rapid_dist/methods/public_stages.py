@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rapid_dist.collective import Collective
-from rapid_dist.data.images import PublicImages, from_unit, to_unit
+from rapid_dist.data.images import PublicImages, content_hashes, from_unit, to_unit
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts
@@ -26,10 +26,12 @@ from rapid_dist.public.build import (
 )
 from rapid_dist.public.contrast import clean_estimate, train_extractor
 from rapid_dist.public.fit import fit_denoiser
+from rapid_dist.public.index import write_index
 from rapid_dist.public.pretrain import public_rows
 from rapid_dist.retrieval.features import ContrastExtractor, pixel_features
-from rapid_dist.retrieval.shard import Embed, FeaturesOf
-from rapid_dist.storage import open_storage
+from rapid_dist.retrieval.manifest import Manifest
+from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf
+from rapid_dist.storage import Storage, open_storage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +152,13 @@ class _Embedders:
 
 @dataclass(frozen=True, kw_only=True)
 class _Reference:
+    """Loads the images that one generation of the knowledge base is made from."""
+
     settings: MethodSettings
+    generation: int = 0
 
     def __call__(self) -> PublicImages:
-        return artifacts.load_public_split(self.settings)[1]
+        return artifacts.load_references(self.settings, self.generation)
 
 
 def run_pretrain(context: RunContext) -> None:
@@ -178,12 +183,28 @@ def _run_once(
 
 
 def run_index(context: RunContext) -> None:
-    """Builds the shards that are missing and writes the manifest."""
+    """Builds the shards that are missing and writes the manifest.
+
+    A knowledge base to which sources were added, or that has an approximate index, extends the one
+    without them: that is made first, if it is not there, and none of its shards is made again.
+    """
+    names = artifacts.knowledge_base_names(context.settings)
+    for generation, name in enumerate(names):
+        storage = context.public.child(name)
+        if not artifacts.is_done(storage):
+            home = names[generation - 1] if generation else ""
+            manifest = _build_generation(context, storage, generation, home)
+            artifacts.mark_done(storage, {"manifest": manifest.fingerprint})
+
+
+def _build_generation(
+    context: RunContext, storage: Storage, generation: int, home: str
+) -> Manifest:
     settings = context.settings
-    storage = context.public.child(artifacts.knowledge_base_name(settings))
-    if artifacts.is_done(storage):
-        return
-    reference = _Reference(settings=settings)()
+    extends = Manifest.read(context.public.child(home)) if home else None
+    if extends is not None and generation > len(settings.more_references):
+        return write_index(storage, extends, home, settings.knowledge_base, settings.seed)
+    reference = _Reference(settings=settings, generation=generation)()
     base = settings.knowledge_base
     spec = knowledge_base_spec(
         base,
@@ -194,12 +215,16 @@ def run_index(context: RunContext) -> None:
         if base.features == "pixels"
         else f"contrast:{artifacts.extractor_name(settings)}",
     )
-    plans = plan_shards(reference, spec)
+    held = [
+        digest
+        for earlier in range(generation)
+        for digest in content_hashes(artifacts.load_references(settings, earlier).images)
+    ]
+    plans = plan_shards(reference, spec, without=held)
     task = ShardTask(
         storage.uri,
-        _Reference(settings=settings),
+        _Reference(settings=settings, generation=generation),
         _Embedders(settings=settings, public_uri=context.public.uri),
     )
     records = context.backend.build_shards(plans, task)
-    manifest = write_manifest(storage, plans, records, reference)
-    artifacts.mark_done(storage, {"manifest": manifest.fingerprint})
+    return write_manifest(storage, plans, records, reference, extends=extends, home=home)

@@ -45,6 +45,7 @@ class MethodSettings:
     data_root: str | None
     private: PrivateSource
     public: tuple[PublicSource, ...]
+    more_references: tuple[PublicSource, ...] = ()
     reference_share: float
     network: NetworkConfig
     schedule: ScheduleConfig

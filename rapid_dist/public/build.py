@@ -7,11 +7,16 @@
 Shards are independent, so the middle line may run anywhere, in any order and more than once.
 A shard is known by the hash of all that goes into it: a second run makes only what is missing
 or torn. The bytes do not depend on who made them.
+
+Inside one knowledge base an image's shard follows from its content, so one more image would
+change the shard that it falls into. Images that are added later therefore get shards of their own:
+the new knowledge base ``extends`` the old one, lists its shards where they are, and writes only
+what is new. That needs the same networks: where those were trained anew, every key is another one.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,7 +26,7 @@ from rapid_dist.errors import DataError, ShardError
 from rapid_dist.retrieval.features import pixel_features
 from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
 from rapid_dist.retrieval.manifest import MANIFEST, KnowledgeBaseSpec, Manifest, ShardRecord
-from rapid_dist.retrieval.shard import Embed, FeaturesOf, build_shard
+from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf, build_shard
 from rapid_dist.retrieval.trajectory import noise_check
 from rapid_dist.storage import Storage, StorageMissing, open_storage, sha256_hex
 
@@ -62,17 +67,26 @@ def knowledge_base_spec(
     )
 
 
-def plan_shards(reference: PublicImages, spec: KnowledgeBaseSpec) -> list[ShardPlan]:
+def plan_shards(
+    reference: PublicImages, spec: KnowledgeBaseSpec, *, without: Collection[bytes] = ()
+) -> list[ShardPlan]:
     """Deals reference images into shards by ranges of their content hash.
 
     An image that occurs more than once with one label is kept once. Ranges without images give
     no shard.
+
+    Args:
+      without: content hashes of images that the knowledge base holds already.
     """
     if len(reference) == 0:
         raise DataError("There are no reference images. Raise data.reference_share.")
-    hashes = content_hashes(reference.images)
+    hashes, held = content_hashes(reference.images), frozenset(without)
     names = sorted(
-        {(hashes[row], int(label)): row for row, label in _last_first(reference)}.items()
+        {
+            (hashes[row], int(label)): row
+            for row, label in _last_first(reference)
+            if hashes[row] not in held
+        }.items()
     )
     rows_of: list[list[int]] = [[] for _ in range(spec.num_shards)]
     for (digest, _), row in names:
@@ -148,14 +162,22 @@ def write_manifest(
     plans: Sequence[ShardPlan],
     records: Sequence[ShardRecord],
     reference: PublicImages,
+    *,
+    extends: Manifest | None = None,
+    home: str = "",
 ) -> Manifest:
-    """Finishes a knowledge base: writes the manifest, once every planned shard is stored."""
+    """Finishes a knowledge base: writes the manifest, once every planned shard is stored.
+
+    Args:
+      extends: the knowledge base in folder ``home`` beside this one, whose shards come first.
+    """
     record_of = {record.identity: record for record in records}
     missing = [plan.place for plan in plans if plan.identity not in record_of]
-    if missing or not plans:
+    if missing or not (plans or extends):
         raise ShardError(f"Shards {missing} of {len(plans)} are not built. Run the build again.")
     ordered = [record_of[plan.identity] for plan in plans]
-    manifest = Manifest.of(plans[0].spec, ordered, reference.fingerprint)
+    spec = plans[0].spec if plans or extends is None else extends.spec
+    manifest = Manifest.of(spec, ordered, reference.fingerprint, extends, home)
     storage.write(MANIFEST, manifest.to_bytes())
     return manifest
 

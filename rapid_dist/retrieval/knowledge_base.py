@@ -10,7 +10,6 @@ cached or stored.
 Shapes: E entries, Q queries, D key dimensions, n ids.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -20,9 +19,11 @@ import torch
 from rapid_dist.errors import ConfigError
 from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.manifest import Manifest
+from rapid_dist.retrieval.searcher import ShardSearcher
 from rapid_dist.retrieval.trajectory import noises_of, state_at, unit_images
-from rapid_dist.retrieval.vectors import VectorIndex
 from rapid_dist.storage import Storage
+
+IndexKind = Literal["flat", "ivf_flat", "ivf_pq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,11 @@ class KnowledgeBaseConfig:
     clusters: int = 1_000  # Clusters of the prior.
     kmeans_iterations: int = 20
     kmeans_images: int = 100_000  # The centroids are fitted on at most as many images.
+    index: IndexKind = "flat"  # The others are approximate, for a million entries and more.
+    index_lists: int | None = None  # Of an inverted index; None = the power of 2 nearest 4 sqrt(E).
+    index_probes: int = 32  # Lists that a query looks into.
+    index_bytes: int = 32  # Of an entry, for ivf_pq.
+    index_keys: int = 100_000  # Keys that an inverted index is trained on at most.
 
     def __post_init__(self) -> None:
         for name in ("seeds_per_image", "num_shards", "embed_batch", "clusters", "variants"):
@@ -49,6 +55,10 @@ class KnowledgeBaseConfig:
                 raise ConfigError(
                     f"knowledge_base.{name} must be at least 1, got {getattr(self, name)}."
                 )
+        for name in ("index_lists", "index_probes", "index_bytes", "index_keys"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"knowledge_base.{name} must be at least 1, got {value}.")
         if self.seed < 0 or self.kmeans_iterations < 1:
             raise ConfigError(
                 "knowledge_base.seed must be at least 0 and kmeans_iterations at least 1, got "
@@ -69,36 +79,6 @@ class KnowledgeBaseConfig:
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(range(self.seed, self.seed + self.seeds_per_image))
-
-
-class ShardSearcher:
-    """Searches some shards of a knowledge base, opened from storage when first asked."""
-
-    def __init__(self, storage: Storage, manifest: Manifest, places: Sequence[int]) -> None:
-        """Takes the places of the shards in the manifest; at least one."""
-        self._storage, self._manifest, self._places = storage, manifest, places
-        self._index: VectorIndex | None = None
-
-    def search(
-        self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest of these shards' entries; see ``KnowledgeBase.search``."""
-        return self.index().search(self._manifest.framed(queries), k, labels)
-
-    def index(self) -> VectorIndex:
-        """Returns the index over these shards, checking every shard's hash on first use."""
-        if self._index is None:
-            keys, ids, labels = [], [], []
-            first_ids = self._manifest.first_ids()
-            for place in self._places:
-                shard = self._manifest.open_shard(self._storage, self._manifest.shards[place])
-                keys.append(self._manifest.framed(shard.keys))
-                ids.append(first_ids[place] + np.arange(len(shard.keys)))
-                labels.append(np.repeat(shard.labels, len(shard.seeds)))
-            self._index = VectorIndex(
-                np.concatenate(keys), np.concatenate(ids), np.concatenate(labels)
-            )
-        return self._index
 
 
 class KnowledgeBase:

@@ -3,12 +3,15 @@
 It is written last, so a knowledge base without one is unfinished. Shards cover consecutive
 ranges of content hashes and list their images in hash order; entry ids count through them.
 So an id depends on the reference images and the seeds alone, not on the number of shards.
+
+A knowledge base may extend another: it then lists that one's shards first, where they are, and
+its own after them. Ids of the first stay what they were, and no shard is written again.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ import numpy as np
 from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.shard import Shard, key_frame, key_moments
 from rapid_dist.retrieval.trajectory import noise_check
-from rapid_dist.storage import Storage, StorageMissing
+from rapid_dist.storage import Storage, StorageMissing, open_storage
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -56,6 +59,7 @@ class ShardRecord:
     num_bytes: int
     key_sums: tuple[int, ...]  # See shard.key_moments.
     key_squares: int
+    home: str = ""  # The folder beside this knowledge base that holds it, if another's does.
 
     @classmethod
     def of(cls, shard: Shard, data: bytes, identity: str) -> "ShardRecord":
@@ -74,12 +78,26 @@ class ShardRecord:
         )
 
     def to_bytes(self) -> bytes:
-        return _json(asdict(self))
+        return _json(_told(self))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> "ShardRecord":
-        found = _object(data, name, {field.name for field in fields(cls)})
+        found = _object(data, name, cls)
         return cls(**{**found, "key_sums": tuple(found["key_sums"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRecord:
+    """An approximate index' trained part, one for all shards, and what it was measured to find."""
+
+    name: str
+    sha256: str
+    kind: str
+    lists: int
+    probes: int
+    code_bytes: int  # Of one entry; those of its key where that is stored whole.
+    recall: dict[str, float]  # Share of the true 1 and 10 nearest that are found: "1", "10".
+    recall_queries: int  # Entries that were asked for, not counted among their own neighbours.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +110,33 @@ class Manifest:
     key_centre: tuple[float, ...]  # Keys and queries are searched as (x - centre) * scale.
     key_scale: float
     shards: tuple[ShardRecord, ...]  # In order of ids.
+    index: IndexRecord | None = None  # None = flat, which is exact and has nothing to train.
 
     @classmethod
     def of(
-        cls, spec: KnowledgeBaseSpec, records: Sequence[ShardRecord], public_fingerprint: str
+        cls,
+        spec: KnowledgeBaseSpec,
+        records: Sequence[ShardRecord],
+        public_fingerprint: str,
+        extends: "Manifest | None" = None,
+        home: str = "",
     ) -> "Manifest":
-        """Puts finished shards together, ``records`` in the order of their plans."""
+        """Puts finished shards together, ``records`` in the order of their plans.
+
+        Args:
+          extends: the knowledge base whose shards come first.
+          home: the name of the folder that it lies in, beside the new one.
+        """
+        if extends is not None:
+            if replace(extends.spec, num_shards=spec.num_shards) != spec:
+                raise ConfigError(
+                    f"The knowledge base in {home} was built with other settings or networks than "
+                    "the entries that would join it. Build all of it anew."
+                )
+            earlier = [replace(record, home=record.home or home) for record in extends.shards]
+            records = [*earlier, *records]
+            both = f"{extends.public_fingerprint}+{public_fingerprint}"
+            public_fingerprint = hashlib.sha256(both.encode()).hexdigest()
         dims = {len(record.key_sums) for record in records}
         if len(dims) != 1:
             raise ShardError(f"Shards have keys of {sorted(dims)} dimensions; build them again.")
@@ -148,17 +187,43 @@ class Manifest:
 
     def open_shard(self, storage: Storage, record: ShardRecord) -> Shard:
         """Reads a shard that this manifest lists; refuses other bytes than it was written with."""
+        place = storage if not record.home else _beside(storage, record.home)
         try:
-            data = storage.read(record.name)
+            data = place.read(record.name)
         except StorageMissing as error:
             raise ShardError(
-                f"Shard {record.name} is missing from {storage.uri}. "
+                f"Shard {record.name} is missing from {place.uri}. "
                 "Build the knowledge base again: only this shard is remade."
             ) from error
         return Shard.open(data, record.sha256, record.name)
 
+    def open_index(self, storage: Storage) -> bytes:
+        """Reads the trained index that this manifest lists, and no other (P16)."""
+        assert self.index is not None
+        try:
+            data = storage.read(self.index.name)
+        except StorageMissing as error:
+            raise ShardError(
+                f"Index {self.index.name} is missing from {storage.uri}. Delete {MANIFEST} there "
+                "and build the knowledge base again: finished shards are kept."
+            ) from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.index.sha256:
+            raise ShardError(
+                f"Index {self.index.name} has SHA-256 {found[:16]}, the manifest says "
+                f"{self.index.sha256[:16]}. Delete {MANIFEST} in {storage.uri} and build again."
+            )
+        return data
+
+    @property
+    def vector_bytes(self) -> int:
+        """What the searched vectors take in memory, all shards together."""
+        whole = self.key_dim * np.dtype(np.float32).itemsize
+        return self.num_entries * (whole if self.index is None else self.index.code_bytes)
+
     def to_bytes(self) -> bytes:
-        return _json({"format": _FORMAT} | asdict(self))
+        told = {"format": _FORMAT} | _told(self)
+        return _json(told | {"shards": [_told(record) for record in self.shards]})
 
     @classmethod
     def read(cls, storage: Storage) -> "Manifest":
@@ -170,8 +235,7 @@ class Manifest:
                 f"{storage.uri} holds no finished knowledge base (no {MANIFEST}). "
                 "Run `rapid-dist index` to build or finish it."
             ) from error
-        names = {"format"} | {field.name for field in fields(cls)}
-        found = _object(data, f"{storage.uri}/{MANIFEST}", names)
+        found = _object(data, f"{storage.uri}/{MANIFEST}", cls, "format")
         if found.pop("format") != _FORMAT:
             raise ShardError(f"{storage.uri}/{MANIFEST} has another format than {_FORMAT}.")
         if found["noise_check"] != noise_check():
@@ -184,18 +248,36 @@ class Manifest:
         found["spec"] = KnowledgeBaseSpec(**spec)
         found["key_centre"] = tuple(found["key_centre"])
         found["shards"] = tuple(ShardRecord(**record) for record in shards)
+        if found.get("index") is not None:
+            found["index"] = IndexRecord(**found["index"])
         return cls(**found)
 
 
-def _json(content: dict[str, object]) -> bytes:
+def _beside(storage: Storage, folder: str) -> Storage:
+    parent = storage.uri.rpartition("/")[0]
+    return open_storage(f"{parent}/{folder}")
+
+
+def _told(record: ShardRecord | Manifest) -> dict[str, Any]:
+    """All fields but those at their default, which older files do not know of."""
+    content = asdict(record)
+    for one in fields(record):
+        if one.default is not MISSING and getattr(record, one.name) == one.default:
+            del content[one.name]
+    return content
+
+
+def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, sort_keys=True, indent=1) + "\n").encode()
 
 
-def _object(data: bytes, name: str, names: set[str]) -> dict[str, Any]:
+def _object(data: bytes, name: str, kind: type, *more: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except ValueError as error:
         raise ShardError(f"{name} is torn ({error}). Build the knowledge base again.") from error
-    if not isinstance(found, dict) or found.keys() != names:
+    known = {one.name for one in fields(kind)}
+    needed = {one.name for one in fields(kind) if one.default is MISSING} | set(more)
+    if not isinstance(found, dict) or not needed <= found.keys() <= known | set(more):
         raise ShardError(f"{name} was written by something else. Build the knowledge base again.")
     return found

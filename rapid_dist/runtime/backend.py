@@ -4,7 +4,7 @@ Both give the same result. Neither holds anything of a run but the actors it has
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rapid_dist.config import RuntimeConfig
 from rapid_dist.methods.context import Keeper, Searcher, Workers
@@ -14,15 +14,20 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent
 from rapid_dist.public.build import ShardPlan, ShardTask
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
-from rapid_dist.retrieval.manifest import ShardRecord
+from rapid_dist.retrieval.manifest import Manifest, ShardRecord
 from rapid_dist.runtime.cluster import Needs
 from rapid_dist.runtime.keeper_client import keep_beside_driver
+from rapid_dist.runtime.placement import ActorPlacement, choose_search
 from rapid_dist.runtime.search_pool import SearchPool
 from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers
-from rapid_dist.runtime.trajectory_pool import build_shards_on_ray
+from rapid_dist.runtime.trajectory_pool import TrajectoryPool
 from rapid_dist.storage import Storage
 
 OnReport = Callable[[str, dict[str, float]], None]  # (stage, its figures)
+OnNote = Callable[[str], None]  # A line for whoever looks on.
+
+
+SEARCH_CPUS = 0.5  # Of a searching actor: it waits more than it searches.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +60,10 @@ class KeeperMaker:
 def needs(runtime: RuntimeConfig) -> Needs:
     """Returns what the busiest stage asks of a cluster; stages follow one another."""
     training = runtime.workers * runtime.threads_per_worker
-    busiest = max(training, runtime.trajectory_actors, runtime.search_actors)
-    processes = max(runtime.workers, runtime.trajectory_actors, runtime.search_actors)
+    searching = runtime.search_actors * runtime.search_replicas
+    beside = searching if runtime.search == "sharded" else 0  # Of training: it asks them.
+    busiest = max(training + beside, runtime.trajectory_actors, searching)
+    processes = max(runtime.workers + beside, runtime.trajectory_actors, searching)
     return Needs(cpus=busiest, memory_gb=processes * runtime.memory_gb)
 
 
@@ -64,7 +71,11 @@ class ProcessBackend:
     """Everything in this process, one after the other."""
 
     def __init__(
-        self, runtime: RuntimeConfig, make_keeper: KeeperMaker, on_report: OnReport
+        self,
+        runtime: RuntimeConfig,
+        make_keeper: KeeperMaker,
+        on_report: OnReport,
+        on_note: OnNote = lambda line: None,
     ) -> None:
         self.workers: Workers = ProcessWorkers(
             threads=runtime.threads_per_worker, on_report=on_report
@@ -86,6 +97,9 @@ class ProcessBackend:
     def searcher(self, storage: Storage) -> Searcher:
         return KnowledgeBase.open(storage)
 
+    def private_searcher(self, storage: Storage) -> None:
+        return None
+
     def close(self) -> None:
         pass
 
@@ -94,7 +108,11 @@ class RayBackend:
     """Train workers, shard builders and searchers on the cluster that is connected."""
 
     def __init__(
-        self, runtime: RuntimeConfig, make_keeper: KeeperMaker, on_report: OnReport
+        self,
+        runtime: RuntimeConfig,
+        make_keeper: KeeperMaker,
+        on_report: OnReport,
+        on_note: OnNote = lambda line: None,
     ) -> None:
         self.workers: Workers = RayWorkers(
             threads=runtime.threads_per_worker,
@@ -105,23 +123,45 @@ class RayBackend:
         self._runtime = runtime
         self._make_keeper = make_keeper
         self._on_report = on_report
+        self._on_note = on_note
         self._pools: list[SearchPool] = []
 
     def keeper(self) -> Keeper:
         return keep_beside_driver(self._make_keeper)
 
     def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]:
-        return build_shards_on_ray(
-            plans,
-            task,
-            num_actors=self._runtime.trajectory_actors,
-            progress=lambda done, total: self._on_report("index", {"step": done, "steps": total}),
+        pool = TrajectoryPool(
+            task, num_actors=self._runtime.trajectory_actors, place=self._place(num_cpus=1.0)
+        )
+        return pool.build(
+            plans, lambda done, total: self._on_report("index", {"step": done, "steps": total})
         )
 
     def searcher(self, storage: Storage) -> Searcher:
-        pool = SearchPool(storage.uri, num_actors=self._runtime.search_actors)
+        return self._pool(storage, private=False)
+
+    def private_searcher(self, storage: Storage) -> Searcher | None:
+        runtime = self._runtime
+        choice = choose_search(runtime.search, Manifest.read(storage), runtime.memory_gb)
+        self._on_note(f"private queries are {choice.kind}: {choice.reason}")
+        return self._pool(storage, private=True) if choice.kind == "sharded" else None
+
+    def _pool(self, storage: Storage, *, private: bool) -> SearchPool:
+        pool = SearchPool(
+            storage.uri,
+            num_actors=self._runtime.search_actors,
+            replicas=self._runtime.search_replicas,
+            place=replace(self._place(num_cpus=SEARCH_CPUS), num_gpus=self._runtime.search_gpus),
+            private=private,
+        )
         self._pools.append(pool)
         return pool
+
+    def _place(self, num_cpus: float) -> ActorPlacement:
+        runtime = self._runtime
+        return ActorPlacement(
+            num_cpus=num_cpus, resources=runtime.actor_resources, labels=runtime.actor_labels
+        )
 
     def close(self) -> None:
         """Ends the searchers; everything else ends by itself."""

@@ -65,6 +65,10 @@ class Figures:
         if self._clock() - self._flushed >= FLUSH_SEC:
             self._flush()
 
+    def note(self, line: str) -> None:
+        """Shows one line; nothing private may be in it."""
+        self._progress.note(line)
+
     def _flush(self) -> None:
         self._flushed = self._clock()
         if self._lines:

@@ -68,7 +68,8 @@ class Prepared:
 def prepare(recipe: Recipe, out: str) -> Prepared:
     """Checks the recipe against the method and solves the privacy plan."""
     settings = method_settings(recipe)
-    check_disjoint(settings.private, settings.public, settings.data_root)
+    public = (*settings.public, *settings.more_references)
+    check_disjoint(settings.private, public, settings.data_root)
     if recipe.method == "dpdm":
         dpdm.check(settings)
     return Prepared(
@@ -171,7 +172,7 @@ def _context(
         unit=recipe.data.private.unit_id,
     )
     kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
-    backend = kind(recipe.runtime, maker, figures.on_report)
+    backend = kind(recipe.runtime, maker, figures.on_report, figures.note)
     open_things.callback(backend.close)
     return RunContext(
         settings=prepared.settings,

@@ -1,5 +1,7 @@
 """A knowledge base is a pure function of its images, seeds and settings."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,10 @@ from rapid_dist.public.build import (
     plan_shards,
     write_manifest,
 )
-from rapid_dist.retrieval.knowledge_base import KnowledgeBase, KnowledgeBaseConfig, ShardSearcher
+from rapid_dist.retrieval.knowledge_base import KnowledgeBase, KnowledgeBaseConfig
+from rapid_dist.retrieval.manifest import Manifest
 from rapid_dist.retrieval.merge import merge_neighbors
+from rapid_dist.retrieval.searcher import ShardSearcher
 from rapid_dist.retrieval.trajectory import noise_of, unit_images
 from rapid_dist.storage import LocalStorage
 from tests.knowledge import NUM_IMAGES, embedders, knowledge_base_spec, reference_images
@@ -218,3 +222,69 @@ def test_settings_that_cannot_work_are_refused_by_name():
     with pytest.raises(ConfigError, match="query_level must be positive"):
         knowledge_base_spec(query_level=0.0)
     assert KnowledgeBaseConfig(seeds_per_image=3, seed=5).seeds == (5, 6, 7)
+
+
+def _extended(folder, first, second) -> tuple[LocalStorage, LocalStorage]:
+    """A knowledge base of ``first``, and one beside it that adds ``second``."""
+    old, new = LocalStorage(folder / "old"), LocalStorage(folder / "new")
+    build_knowledge_base(first, knowledge_base_spec(), embedders()[0], old)
+    plans = plan_shards(
+        second, knowledge_base_spec(), without=[content_hash(one) for one in first.images]
+    )
+    task = ShardTask(new.uri, lambda: second, embedders)
+    records = [task.build(plan) for plan in plans]
+    write_manifest(new, plans, records, second, extends=Manifest.read(old), home="old")
+    return old, new
+
+
+def test_added_images_get_shards_of_their_own_and_no_other_is_written(tmp_path):
+    reference = reference_images()
+    first, more = reference.take(np.arange(60)), reference.take(np.arange(50, NUM_IMAGES))
+    old, new = _extended(tmp_path, first, more)
+    before = _contents(_build(tmp_path / "alone", first))
+    assert _contents(old) == before
+    assert not set(old.list("shards/")) & set(new.list("shards/"))
+    base, earlier = KnowledgeBase.open(new), KnowledgeBase.open(old)
+    assert base.manifest.num_images == NUM_IMAGES  # Ten were there already.
+    ids = np.arange(len(earlier))
+    np.testing.assert_array_equal(base.images(ids), earlier.images(ids))
+    np.testing.assert_array_equal(base.noise(ids), earlier.noise(ids))
+
+
+def test_an_extended_knowledge_base_finds_what_one_built_at_once_finds(tmp_path):
+    reference = reference_images()
+    _, new = _extended(
+        tmp_path, reference.take(np.arange(60)), reference.take(np.arange(60, NUM_IMAGES))
+    )
+    whole = KnowledgeBase.open(_build(tmp_path / "whole"))
+    base, queries = KnowledgeBase.open(new), _queries(whole)
+    assert base.manifest.key_centre == whole.manifest.key_centre
+    found, expected = base.search(queries, 6), whole.search(queries, 6)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(base.images(found[1].ravel()), whole.images(expected[1].ravel()))
+    np.testing.assert_array_equal(base.noise(found[1].ravel()), whole.noise(expected[1].ravel()))
+
+
+def test_an_extension_of_other_networks_or_of_a_lost_knowledge_base_is_refused(tmp_path):
+    reference = reference_images()
+    old, new = _extended(
+        tmp_path, reference.take(np.arange(60)), reference.take(np.arange(60, NUM_IMAGES))
+    )
+    other = knowledge_base_spec(embedder="another")
+    with pytest.raises(ConfigError, match="built with other settings or networks"):
+        Manifest.of(other, Manifest.read(new).shards, "", Manifest.read(old), "old")
+    lost = old.list("shards/")[0]
+    old.delete(lost)
+    with pytest.raises(ShardError, match=f"Shard {lost} is missing from .*old"):
+        KnowledgeBase.open(new)
+
+
+def test_a_manifest_without_extension_or_index_is_written_as_ever(tmp_path):
+    content = json.loads(_build(tmp_path).read("manifest.json"))
+    assert content.keys() == {
+        "format", "spec", "public_fingerprint", "noise_check", "key_centre", "key_scale", "shards"
+    }  # fmt: skip
+    assert content["shards"][0].keys() == {
+        "name", "sha256", "identity", "num_images", "num_entries", "num_bytes", "key_sums",
+        "key_squares",
+    }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.retrieval.merge import NO_NEIGHBOR, merge_neighbors
-from rapid_dist.retrieval.vectors import VectorIndex, assign, fit_kmeans
+from rapid_dist.retrieval.vectors import VectorIndex, assign, fit_kmeans, has_gpu
 
 
 def _by_hand(queries, vectors, ids, k):
@@ -49,7 +49,7 @@ def test_the_index_underneath_alone_would_fail_far_from_the_origin():
     queries = np.tile(vectors, (2, 1)) + _normal(3_000, 48, 2) / 4
     index = VectorIndex(vectors, np.arange(1_500))
     _, rows = index._index.search(queries, 7)  # Enough queries for its faster, coarser kernel.
-    assert np.mean(index._ids[rows] != index.search(queries, 7)[1]) > 0.5
+    assert np.mean(index._ids[rows[:200]] != index.search(queries[:200], 7)[1]) > 0.5
 
 
 def test_one_query_gets_the_same_answer_alone_and_in_any_batch():
@@ -75,6 +75,58 @@ def test_a_class_filter_answers_like_an_index_of_that_class_alone():
         np.testing.assert_array_equal(distances[asked], expected[0])
         np.testing.assert_array_equal(found[asked], expected[1])
     assert (found[wanted == 4] == NO_NEIGHBOR).all()
+
+
+def test_an_index_filled_part_by_part_is_the_index_of_the_whole():
+    rng = np.random.default_rng(8)
+    vectors = rng.integers(0, 3, (500, 40)).astype(np.float32)
+    labels, ids = rng.integers(0, 4, 500), rng.permutation(500)
+    cuts = np.split(np.arange(500), [3, 200, 200, 431])
+    parts = ((vectors[cut], ids[cut], labels[cut]) for cut in cuts)
+    gathered, whole = VectorIndex.gather(parts, 500, 40), VectorIndex(vectors, ids, labels)
+    for wanted in (None, np.arange(90) % 5):
+        for found, expected in zip(
+            gathered.search(vectors[:90], 6, wanted), whole.search(vectors[:90], 6, wanted),
+            strict=True,
+        ):  # fmt: skip
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(AssertionError, match="as many vectors"):
+        VectorIndex.gather([(vectors, ids, labels)], 501, 40)
+
+
+def _coarsely(vectors, order):
+    """Proposes by distances of TF32's precision, as a GPU may."""
+    cut = _tf32(vectors)
+
+    def propose(queries, number):
+        rough = _tf32(queries) @ cut.T
+        rough = np.square(queries).sum(1)[:, None] + np.square(vectors).sum(1) - 2 * rough
+        rows = np.argsort(rough, axis=1, kind="stable")[:, :number]
+        return np.take_along_axis(rough, rows, 1), order[rows]
+
+    return propose
+
+
+def _tf32(values):
+    return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.01])  # With 0.01 most proposals are in a wrong order.
+def test_proposals_in_coarse_arithmetic_change_no_bit_of_an_answer(spread):
+    vectors = (1 + spread * _normal(900, 24)).astype(np.float32)
+    queries = (1 + spread * _normal(120, 24, 4)).astype(np.float32)
+    index = VectorIndex(vectors, np.arange(900))
+    expected = index.search(queries, 5)
+    rough = _coarsely(vectors, np.arange(900))
+    assert spread == 1 or (rough(queries, 5)[1] != expected[1]).any(axis=1).mean() > 0.5
+    for found, wanted in zip(index.propose_with(rough).search(queries, 5), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.skipif(has_gpu(), reason="FAISS sees a GPU here")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="this FAISS sees none"):
+        VectorIndex(_normal(5, 4), np.arange(5)).to_gpu()
 
 
 def test_places_beyond_the_last_entry_are_marked_and_survive_the_merge():
