@@ -101,7 +101,7 @@ def build_app() -> typer.Typer:
         help="Image generators with a differential-privacy guarantee. To resume, run again.",
     )
     for name, text in STAGES.items():
-        app.command(name, help=text)(_stage_command(name))
+        app.command(name, help=text)(index if name == "index" else _stage_command(name))
     app.command("audit", help="Try the installed code of a recipe on public stand-ins.")(audit)
     app.command("plan", help="Solve the privacy plan and print epsilon by every accountant.")(plan)
     ledger = typer.Typer(no_args_is_help=True, help="The ledger of the recipe's private data set.")
@@ -120,21 +120,61 @@ def _stage_command(name: str) -> Any:
         as_json: JsonOption = False,
         debug: DebugOption = False,
     ) -> None:
-        from rapid_dist.runtime import pipeline
-        from rapid_dist.runtime.run_directory import places
-
-        loaded = _load(recipe, overrides)
-        out = out or f"runs/{loaded.name}"
-        if dry_run:
-            _print_prepared(pipeline.prepare(loaded, out), as_json)
-            return
-        summary = pipeline.run(loaded, out, command=None if name == "run" else name)
-        if summary:
-            _print_summary(summary, places(loaded, out).out)
-        if as_json:
+        summary = _run_stage(name, recipe, overrides, out, dry_run, as_json)
+        if as_json and summary is not None:
             print(json.dumps(summary))
 
     return command
+
+
+def _run_stage(
+    name: str, recipe: str, overrides: list[str] | None, out: str, dry_run: bool, as_json: bool
+) -> dict[str, Any] | None:
+    """Runs one command's stages and prints what came of them; nothing after a dry run."""
+    from rapid_dist.runtime import pipeline
+    from rapid_dist.runtime.run_directory import places
+
+    loaded = _load(recipe, overrides)
+    out = out or f"runs/{loaded.name}"
+    if dry_run:
+        _print_prepared(pipeline.prepare(loaded, out), as_json)
+        return None
+    summary = pipeline.run(loaded, out, command=None if name == "run" else name)
+    if summary:
+        _print_summary(summary, places(loaded, out).out)
+    return summary
+
+
+def index(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = "",
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Measure what it holds; writes JSON and a histogram.")
+    ] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    from rapid_dist.config import method_settings
+    from rapid_dist.methods.index_stats import HISTOGRAM, STATS, write_stats
+    from rapid_dist.runtime.run_directory import places
+    from rapid_dist.storage import open_storage
+
+    said = _run_stage("index", recipe, overrides, out, dry_run, as_json)
+    if said is None:
+        return
+    if stats:
+        loaded = _load(recipe, overrides)
+        where = places(loaded, out or f"runs/{loaded.name}")
+        found = write_stats(
+            method_settings(loaded), open_storage(where.public), open_storage(where.out)
+        )
+        print("\n".join(found.lines()))
+        print(f"written    {where.out}/{STATS}, {HISTOGRAM}")
+        said = {**said, "knowledge_base": asdict(found)}
+    if as_json:
+        print(json.dumps(said))
 
 
 def audit(

@@ -28,6 +28,7 @@ class SamplingConfig:
     solver: Solver = "dpmpp"
     late_intervals: int = 16  # Intervals from the split step to 0 (private model).
     early_intervals: int = 16  # Intervals from 1000 to the query step (public model).
+    top_m: int = 1  # A query is answered by one of its so many nearest trajectories, drawn evenly.
     guidance: float = 1.0  # 1 = none; above 1 each interval costs twice the evaluations.
     batch_size: int = 256
     seed: int = 0
@@ -42,6 +43,10 @@ class SamplingConfig:
             raise ConfigError(
                 "sampling.late_intervals and sampling.early_intervals must be at least 1, got "
                 f"{self.late_intervals} and {self.early_intervals}."
+            )
+        if self.top_m < 1:
+            raise ConfigError(
+                f"sampling.top_m must be at least 1, got {self.top_m}. 1 takes the nearest."
             )
         if self.guidance < 0:
             raise ConfigError(f"sampling.guidance must not be negative, got {self.guidance}.")

@@ -78,6 +78,7 @@ class RunContext:
     privacy: Callable[[], dict[str, Any]]  # What the ledger says now, as in summary.json.
     versions: dict[str, str]
     report: Callable[[str, dict[str, float]], None]  # (stage, how far it is), from this process.
+    note: Callable[[str], None] = lambda line: None  # A line to show; nothing private.
     engine: ClippedSum = clipped_sum  # The audit puts one that looks on around it.
 
 

@@ -31,6 +31,7 @@ from rapid_dist.public.pretrain import public_rows
 from rapid_dist.retrieval.features import ContrastExtractor, pixel_features
 from rapid_dist.retrieval.manifest import Manifest
 from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf
+from rapid_dist.retrieval.stats import index_line
 from rapid_dist.storage import Storage, open_storage
 
 
@@ -195,6 +196,8 @@ def run_index(context: RunContext) -> None:
             home = names[generation - 1] if generation else ""
             manifest = _build_generation(context, storage, generation, home)
             artifacts.mark_done(storage, {"manifest": manifest.fingerprint})
+            shards = len(manifest.shards)
+            context.note(f"knowledge base {shards} shards, {index_line(manifest.index)}")
 
 
 def _build_generation(

@@ -1,7 +1,7 @@
 """The stage after training: the bundle, and samples drawn from it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from rapid_dist.collective import Collective
 from rapid_dist.data.images import from_unit, to_unit
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
-from rapid_dist.diffusion.seeds import normal_for
+from rapid_dist.diffusion.seeds import generator_for, normal_for
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Report, RunContext, Searcher
 from rapid_dist.methods.private_stages import (
@@ -25,7 +25,9 @@ from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.release.bundle import Bundle, BundleFacts, References, open_bundle, write_bundle
 from rapid_dist.release.generator import BLOCK_ROWS, Generator
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.merge import NO_NEIGHBOR
 from rapid_dist.retrieval.prior import TrajectoryPrior
+from rapid_dist.retrieval.stats import diversity
 from rapid_dist.storage import Storage, open_storage
 
 BUNDLE, SAMPLES = "bundle", "samples"
@@ -173,6 +175,7 @@ class QueryPath:
     reference: np.ndarray  # uint8, the public image that was retrieved.
     surrogate: np.ndarray  # uint8, its state at v, for looking at.
     sample: np.ndarray  # uint8
+    neighbours: np.ndarray  # int64 [n], the entries that were entered.
     nfe: float
 
 
@@ -206,9 +209,10 @@ def sample_by_query(
         state = early[0] * normal_for(seed, ids, shape, purpose="start")
         none = torch.full((BLOCK_ROWS,), public.no_label)
         at_query = sample(public, state, none, early, solver=sampling.solver)
-        _, found = searcher.search(embed(at_query), 1)
+        _, found = searcher.search(embed(at_query), sampling.top_m)
         embedded += BLOCK_ROWS
-        references = base.images(found[:, 0])
+        entries = one_of(found, seed, ids)
+        references = base.images(entries)
         # The sample's own noise, as in training: two samples that retrieve one trajectory with
         # its noise would be one picture.
         noise = normal_for(seed, ids, shape, purpose="state")
@@ -225,6 +229,7 @@ def sample_by_query(
                 references[:count],
                 from_unit(surrogate / (1 + late[0]))[:count],
                 from_unit(clean)[:count],
+                entries[:count],
             )
         )
         if on_batch is not None:
@@ -237,8 +242,24 @@ def sample_by_query(
         reference=columns[1],
         surrogate=columns[2],
         sample=columns[3],
+        neighbours=columns[4],
         nfe=nfe,
     )
+
+
+def one_of(found: np.ndarray, seed: int, ids: np.ndarray) -> np.ndarray:
+    """Draws one of the entries that each sample's query found, int64 [n, m] -> int64 [n].
+
+    A pure function of (found[i], seed, ids[i]): no batch matters. Places without an entry are not
+    drawn, unless there is no other.
+    """
+    if found.shape[1] == 1:
+        return found[:, 0]
+    drawn = np.empty(len(found), np.int64)
+    for row, sample_id in enumerate(ids.tolist()):
+        usable = max(1, int((found[row] != NO_NEIGHBOR).sum()))
+        drawn[row] = found[row, generator_for(seed, "neighbour", sample_id).integers(usable)]
+    return drawn
 
 
 def _generate_by_query(context: RunContext, storage: Storage) -> None:
@@ -254,4 +275,5 @@ def _generate_by_query(context: RunContext, storage: Storage) -> None:
         on_batch=lambda drawn: context.report("generate", {"step": drawn, "steps": len(labels)}),
     )
     artifacts.put_images(storage, "samples.npz", path.sample, labels)
-    artifacts.mark_done(storage, {"nfe": path.nfe})
+    spread = asdict(diversity(path.neighbours))
+    artifacts.mark_done(storage, {"nfe": path.nfe, "neighbours": spread})

@@ -27,6 +27,7 @@ class Strips:
     surrogates: UInt8Array  # What was retrieved, from the knowledge base.
     samples: UInt8Array
     labels: Int64Array  # [n]
+    neighbours: Mapping[str, Any] = field(default_factory=dict)  # As retrieval.stats.Diversity.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +65,7 @@ def render_report(inputs: ReportInputs) -> str:
                 strips.surrogates,
                 strips.samples,
                 strips.labels,
+                strips.neighbours,
             )
         )
     if inputs.quality is not None:

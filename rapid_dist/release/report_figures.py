@@ -68,6 +68,7 @@ def strips_section(
     surrogates: UInt8Array,
     samples: UInt8Array,
     labels: Int64Array,
+    neighbours: Mapping[str, Any] | None = None,
 ) -> Section:
     """Returns some ways from a public query over the retrieved surrogate to the sample."""
     items = []
@@ -93,6 +94,14 @@ def strips_section(
         )
         + f'<ul class="strips">{"".join(items)}</ul>'
     )
+    if neighbours:
+        body += paragraph(
+            f"{neighbours['queries']:,} public queries found {neighbours['unique_rate']:.0%} as "
+            "many different trajectories; the one most often found answered "
+            f"{neighbours['most_used_share']:.1%} of them. What private records find is not "
+            "measured.",
+            "note",
+        )
     return Section(key="strips", title="From query to sample", body=body)
 
 

@@ -186,6 +186,7 @@ def _context(
         ),
         versions=results.versions(),
         report=figures.on_report,
+        note=figures.note,
     )
 
 

@@ -24,12 +24,14 @@ from rapid_dist.privacy.statement import Claim
 from rapid_dist.release.plots import EpsilonCurve, ImageSet, samples_png
 from rapid_dist.release.registry import register_model
 from rapid_dist.release.report import ReportInputs, Strips, render_report
+from rapid_dist.retrieval.stats import diversity
 
 VENDORS = (
     "torch", "diffusers", "opacus", "dp-accounting", "faiss-cpu", "ray", "mlflow", "numpy"
 )  # fmt: skip
 SPEND = "epsilon.jsonl"
 STRIPS = 10
+QUERIES = 64  # Public queries that say how the knowledge base answers: one block of samples.
 ALIAS = "candidate"
 AUDIT = "audit.json"
 
@@ -200,7 +202,8 @@ def _audit(context: RunContext) -> dict[str, Any] | None:
 def _strips(context: RunContext) -> Strips:
     """Draws a few samples the paper's way, from the public model's queries, to be looked at."""
     settings = context.settings
-    labels = np.arange(min(STRIPS, private_stages.num_classes(settings)))
+    num_classes = private_stages.num_classes(settings)
+    labels = np.arange(QUERIES) % num_classes
     base = context.public.child(artifacts.knowledge_base_name(settings))
     path = sampling_stages.sample_by_query(
         settings,
@@ -210,7 +213,17 @@ def _strips(context: RunContext) -> Strips:
         labels,
         seed=settings.sampling.seed,
     )
-    return Strips(queries=path.query, surrogates=path.reference, samples=path.sample, labels=labels)
+    shown = slice(min(STRIPS, num_classes))
+    samples = context.out.child(sampling_stages.SAMPLES)
+    # Of all samples' queries where they were drawn by query, else of the queries made here.
+    spread = artifacts.read_done(samples).get("neighbours") or asdict(diversity(path.neighbours))
+    return Strips(
+        queries=path.query[shown],
+        surrogates=path.reference[shown],
+        samples=path.sample[shown],
+        labels=labels[shown],
+        neighbours=spread,
+    )
 
 
 def _image_set(context: RunContext, name: str) -> ImageSet:

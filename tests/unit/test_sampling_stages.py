@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,39 @@ def test_an_entrys_own_noise_would_have_given_one_picture_twice(place: Untrained
     np.testing.assert_array_equal(twice[0], twice[1])
 
 
+def test_a_sample_enters_at_one_of_the_m_nearest_by_its_own_seed_alone() -> None:
+    found = np.arange(4_000).reshape(1_000, 4)
+    ids = np.arange(1_000)
+    drawn = sampling_stages.one_of(found, 3, ids)
+    counts = np.bincount(drawn - found[:, 0], minlength=4)
+    assert counts.sum() == 1_000
+    assert counts.min() > 180  # Binomial(1,000, 1/4): below 180 with chance 1e-7.
+    np.testing.assert_array_equal(sampling_stages.one_of(found[7:9], 3, ids[7:9]), drawn[7:9])
+    assert (sampling_stages.one_of(found, 4, ids) != drawn).any()
+    np.testing.assert_array_equal(sampling_stages.one_of(found[:, :1], 3, ids), found[:, 0])
+    few = np.array([[5, 6, -1, -1]] * 50)
+    assert set(sampling_stages.one_of(few, 3, ids[:50])) == {5, 6}
+
+
+def test_sampling_among_the_m_nearest_enters_elsewhere_for_the_same_queries(
+    place: UntrainedRun,
+) -> None:
+    labels = np.zeros(128, np.int64)
+    nearest = _by_query(place, labels)
+    sampling = replace(place.settings.sampling, top_m=20)
+    several = sampling_stages.sample_by_query(
+        replace(place.settings, sampling=sampling),
+        place.public.uri,
+        place.knowledge_base(),
+        artifacts.get_denoiser(place.out.child(private_stages.PRIVATE).uri),
+        labels,
+        seed=1,
+    )
+    np.testing.assert_array_equal(several.query, nearest.query)
+    assert (several.neighbours != nearest.neighbours).mean() > 0.5
+    assert (several.sample != nearest.sample).any(axis=(1, 2, 3)).mean() > 0.5
+
+
 def test_declared_class_names_reach_the_bundle_and_numbers_stand_in_for_them() -> None:
     names = tuple("abcdefghij")
     for changes, expected in (
@@ -174,7 +208,9 @@ def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(
     images, labels = artifacts.get_images(place.out.child("samples"), "samples.npz")
     assert images.shape == (70, 1, 8, 8)
     np.testing.assert_array_equal(labels, np.arange(70) % 10)
-    assert artifacts.read_done(place.out.child("samples"))["nfe"] == 5
+    done = artifacts.read_done(place.out.child("samples"))
+    assert done["nfe"] == 5
+    assert done["neighbours"]["queries"] == 70
     assert place.out.list("bundle/") == []
     assert reports == [
         ("generate", {"step": 64, "steps": 70}),
