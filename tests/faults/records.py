@@ -21,7 +21,7 @@ from rapid_dist.privacy.accounting import Epsilons, epsilons
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.privacy.mechanism import DpSgdConfig, Event
+from rapid_dist.privacy.mechanism import DpSgdConfig, DpSgdEvent, Event
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.loop import train_private
@@ -116,6 +116,22 @@ def central_limit_epsilons(events: list[Event], delta: float) -> Epsilons:
 
     claimed = brentq(excess, 0.0, 100.0)
     return Epsilons(delta=delta, pld=claimed, prv=claimed, rdp=claimed)
+
+
+def ideal_epsilons(events: list[Event], delta: float) -> Epsilons:
+    """Epsilon as if the noise that was added were Gaussian, whatever it was."""
+    return epsilons(
+        [
+            DpSgdEvent(
+                sample_rate=event.sample_rate,
+                noise_multiplier=event.noise_multiplier,
+                steps=event.steps,
+            )
+            for event in events
+            if isinstance(event, DpSgdEvent)
+        ],
+        delta,
+    )
 
 
 def train_after_a_trial(denoiser: Denoiser, *args: Any, **named: Any) -> None:
@@ -315,6 +331,16 @@ FAULTS = [
         name="Epsilon by the central limit",
         what_happened="dp-promise, Opacus' gdp: an approximation below the truth",
         build=lambda subject: replace(subject, epsilons=central_limit_epsilons),
+        caught_by=("accounting",),
+    ),
+    Fault(
+        name="Discrete noise accounted as Gaussian",
+        what_happened="Integer mechanisms priced by an accountant of real numbers",
+        build=lambda subject: replace(
+            subject,
+            mechanism=replace(subject.mechanism, noise="secure"),
+            epsilons=ideal_epsilons,
+        ),
         caught_by=("accounting",),
     ),
     Fault(
