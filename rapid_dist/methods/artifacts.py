@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array
+from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array, content_hashes
 from rapid_dist.data.sources import load_public, split_public
 from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
+from rapid_dist.errors import DataError
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.variants import with_variants
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
@@ -109,10 +110,12 @@ def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicIma
 def load_references(settings: MethodSettings, generation: int) -> PublicImages:
     """Returns the references of a knowledge base, or those that one source adds to it.
 
+    An image that the networks were trained on is never a reference, whatever source it comes from.
+
     Args:
       generation: 0 for the public data's references, g for those of ``more_references[g - 1]``.
     """
-    _, first = load_public_split(settings)
+    pretrain, first = load_public_split(settings)
     if generation == 0:
         return first
     base, num_classes = settings.knowledge_base, first.spec.num_classes
@@ -127,6 +130,14 @@ def load_references(settings: MethodSettings, generation: int) -> PublicImages:
         if number == generation:
             break
         num_classes += added.spec.num_classes
+    seen = set(content_hashes(pretrain.images))
+    fresh = [row for row, one in enumerate(content_hashes(added.images)) if one not in seen]
+    if not fresh:
+        raise DataError(
+            f"data.more_references.{generation - 1} adds nothing: every image of it is among the "
+            "pretraining images. Name another source, or a larger count."
+        )
+    added = added.take(np.array(fresh, np.int64))
     # As in the public data itself, every class of every source is a class of its own.
     spec = replace(added.spec, num_classes=num_classes + added.spec.num_classes)
     offset = PublicImages(images=added.images, labels=added.labels + num_classes, spec=spec)

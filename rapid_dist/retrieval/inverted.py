@@ -16,7 +16,7 @@ Shapes: N vectors, Q queries, D dimensions, L lists, P lists looked into.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import faiss
 import numpy as np
@@ -76,7 +76,7 @@ class InvertedIndex:
 
     def __init__(self, trained: bytes, probes: int, parts: Iterable[Part]) -> None:
         """Fills a trained index; its bytes must have been checked against the manifest's hash."""
-        self._index: Any = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
+        self._index = cast(Any, faiss.deserialize_index(np.frombuffer(trained, np.uint8)))
         if self._index.ntotal:
             raise ConfigError("The trained index holds entries already. Build it again.")
         direct_map: Any = getattr(faiss, "DirectMap")  # noqa: B009  (the stubs lack it)

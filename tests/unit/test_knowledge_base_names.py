@@ -18,7 +18,7 @@ from rapid_dist.retrieval.manifest import ShardRecord
 from rapid_dist.storage import LocalStorage
 from tests.untrained import TINY, UntrainedRun
 
-MORE = "data.more_references=[{source: letters, count: 40, labels: [0, 1, 2]}]"
+MORE = "data.more_references=[{source: letters, count: 150}]"
 
 
 def _settings(*changes: str) -> MethodSettings:
@@ -41,7 +41,10 @@ def test_added_sources_bring_classes_of_their_own() -> None:
     first, added = (artifacts.load_references(settings, g) for g in (0, 1))
     assert added.labels.min() >= first.spec.num_classes
     assert added.spec.num_classes > first.spec.num_classes
-    assert len(added) > 0
+    pretrain, _ = artifacts.load_public_split(settings)
+    seen = set(content_hashes(pretrain.images))
+    assert len(added) > 60
+    assert not seen & set(content_hashes(added.images))  # What the networks saw is no reference.
 
 
 class _Here:
