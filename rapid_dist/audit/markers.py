@@ -43,6 +43,8 @@ class Markers:
     # One entry a call of the engine, which is one a step where a micro-batch holds a whole batch.
     losses: list[np.ndarray] = field(default_factory=list)  # float32 [B] each, a record's mean.
     norms: list[np.ndarray] = field(default_factory=list)  # float32 [B] each, before the clip.
+    _forms: dict[str, list[bytes]] = field(default_factory=dict)
+    _forms_of: int = -1  # Calls of the engine that the forms know of.
 
     @property
     def sizes(self) -> list[int]:
@@ -79,25 +81,26 @@ class Markers:
         return found
 
     def _in_bytes(self, data: bytes) -> set[str]:
-        found = set()
-        if any(form in data for row in self._rows() for form in _pixel_forms(row)):
-            found.add("pixels")
-        if any(name.encode() in data for name in self.names):
-            found.add("names")
-        if self._labels_tell() and any(
-            self.labels[:32].astype(kind).tobytes() in data for kind in ("<i8", "<i4", "<f4", "u1")
-        ):
-            found.add("labels")
-        for name, values in (("losses", self.losses), ("norms", self.norms)):
-            if any(form in data for form in _value_forms(values)):
-                found.add(name)
+        if self._forms_of != len(self.losses):  # They are many, and so are the files.
+            self._forms, self._forms_of = self._make_forms(), len(self.losses)
+        return {kind for kind, forms in self._forms.items() if any(form in data for form in forms)}
+
+    def _make_forms(self) -> dict[str, list[bytes]]:
+        """Every private value as bytes, by its kind."""
+        forms = {
+            "pixels": [form for row in self._rows() for form in _pixel_forms(row)],
+            "names": [name.encode() for name in self.names],
+            "losses": _value_forms(self.losses),
+            "norms": _value_forms(self.norms),
+        }
+        if self._labels_tell():
+            types = ("<i8", "<i4", "<f4", "u1")
+            forms["labels"] = [self.labels[:32].astype(kind).tobytes() for kind in types]
         for name, series in self._series().items():
             kinds = ("<i8", "<i4") if name == "batch sizes" else ("<f4", "<f8")
-            if len(series) >= 3 and any(
-                np.asarray(series).astype(kind).tobytes() in data for kind in kinds
-            ):
-                found.add(name)
-        return found
+            if len(series) >= 3:
+                forms[name] = [np.asarray(series).astype(kind).tobytes() for kind in kinds]
+        return forms
 
     def _in_text(self, text: str) -> set[str]:
         told = _NUMBER.findall(text)

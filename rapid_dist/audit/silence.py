@@ -11,6 +11,7 @@ its evaluation, its report and its registered model. Folders named ``internal`` 
 measured against private records may be there. They are counted.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -117,9 +118,13 @@ def _searched(
     size, found = 0, {}
     for name, path in files.items():
         contents[name] = path.read_bytes()
+    known: dict[bytes, set[str]] = {}  # Many files are copies of one another.
     for name, data in contents.items():
         size += len(data)
-        kinds = markers.found_in(data) | markers.found_in(name.encode())
+        digest = hashlib.sha256(data).digest()
+        if digest not in known:
+            known[digest] = markers.found_in(data)
+        kinds = known[digest] | markers.found_in(name.encode())
         if kinds:
             found[name] = sorted(kinds)
     left_out = len(said.files()) - len(files)
