@@ -1,4 +1,4 @@
-"""Checks 1 and 2 once more, with the sum made as a cluster makes it.
+"""Check 1 once more, with the sum made as a cluster makes it, and its result compared.
 
 Elsewhere in the audit workers are threads. Here the vectors of two workers go through two real
 processes and the product's ``TorchCollective`` over Gloo.
@@ -6,12 +6,11 @@ processes and the product's ``TorchCollective`` over Gloo.
 
 import torch
 
-from rapid_dist.audit.contribution import MARGIN, Longest, extreme_images, longest_contribution
+from rapid_dist.audit.contribution import CHECK, Longest, extreme_images, longest_contribution
 from rapid_dist.audit.result import CheckResult, Profile
 from rapid_dist.audit.subject import Subject
 from rapid_dist.audit.workers import ProcessWorkers
 
-CHECK = "reduction"
 WORLD_SIZE = 2
 _UNITS: dict[Profile, int] = {"quick": 4, "full": 12}
 
@@ -40,7 +39,7 @@ def _contribution(found: Longest, units: int) -> CheckResult:
         check=CHECK,
         question="Does no unit move by more than C a sum that was made over processes?",
         statistic=f"longest contribution {found.ratio:.6f} C",
-        bound=f"at most {1 + MARGIN:.6f} C",
+        bound=f"at most {found.bound:.6f} C",
         false_alarm=0.0,
         passed=found.passed,
         detail=f"{units} units left out in turn; {WORLD_SIZE} processes, TorchCollective on Gloo.",

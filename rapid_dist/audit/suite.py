@@ -16,6 +16,7 @@ from rapid_dist.audit.contribution import check_contribution
 from rapid_dist.audit.control_flow import check_control_flow
 from rapid_dist.audit.empirical import check_empirical
 from rapid_dist.audit.noise import check_noise
+from rapid_dist.audit.reduction import check_reduction
 from rapid_dist.audit.result import CheckResult, Profile, failed
 from rapid_dist.audit.sampling import check_sampling
 from rapid_dist.audit.silence import Pipeline, check_pipeline_silence, check_silence
@@ -41,7 +42,9 @@ class Suite:
             return own + (check_pipeline_silence(pipeline, subject.engine) if pipeline else [])
 
         return {
-            "contribution": lambda: check_contribution(subject, profile),
+            "contribution": lambda: (
+                check_contribution(subject, profile) + check_reduction(subject, profile)
+            ),
             "noise": lambda: check_noise(subject, profile),
             "sampling": lambda: check_sampling(subject, profile),
             "accounting": lambda: check_accounting(subject, profile),
