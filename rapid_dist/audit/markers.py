@@ -184,11 +184,15 @@ def _unpacked(data: bytes) -> Iterator[bytes]:
     for picture in pictures:
         pixels = np.asarray(Image.open(io.BytesIO(picture)))
         planes = [pixels] if pixels.ndim == 2 else list(np.moveaxis(pixels, -1, 0))
-        for plane in planes:
-            for times in range(1, MOST_ENLARGED + 1):
-                for down in range(times):
-                    for right in range(times):
-                        yield np.ascontiguousarray(plane[down::times, right::times]).tobytes()
+        yield b"|".join(view for plane in planes for view in _reduced(plane))
+
+
+def _reduced(plane: np.ndarray) -> Iterator[bytes]:
+    """A plane of pixels at every scale, from every place where an enlarged pixel may begin."""
+    for times in range(1, MOST_ENLARGED + 1):
+        for down in range(times):
+            for right in range(times):
+                yield np.ascontiguousarray(plane[down::times, right::times]).tobytes()
 
 
 def _text(data: bytes) -> str | None:
