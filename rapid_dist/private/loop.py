@@ -19,8 +19,9 @@ from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
 from rapid_dist.private.coupling import check_rows_apart
+from rapid_dist.private.allowed import check_layers
 from rapid_dist.private.draws import DrawMaker
-from rapid_dist.private.per_example import check_layers, clipped_sum, trainable
+from rapid_dist.private.per_example import clipped_sum, trainable
 from rapid_dist.private.step import ClippedSum, PrivateStep
 from rapid_dist.private.subset import restrict_trainable
 

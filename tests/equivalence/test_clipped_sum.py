@@ -16,12 +16,8 @@ from torch.nn import functional
 
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows, row_losses
-from rapid_dist.private.per_example import (
-    check_layers,
-    clipped_sum,
-    flat_size,
-    trainable,
-)
+from rapid_dist.private.allowed import check_layers
+from rapid_dist.private.per_example import clipped_sum, flat_size, trainable
 from rapid_dist.private.reference import reference_clipped_sum
 from rapid_dist.private.subset import restrict_trainable
 from tests.models import draw_maker, private_step, random_rows, tiny_denoiser

@@ -51,7 +51,7 @@ class NormsInBfloat16:
         self, denoiser: Denoiser, rows: Rows, draws: int, bound: float, mask: torch.Tensor
     ) -> torch.Tensor:
         gradients = per_record_gradients(denoiser, rows, draws)
-        norms = record_norms([gradient.bfloat16() for gradient in gradients]).float()
+        norms = record_norms(gradients).bfloat16().float()
         return _scaled_sum(gradients, (bound / norms).clamp_max(1.0), mask)
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
+from rapid_dist.private.allowed import check_layers
 from rapid_dist.private.coupling import check_rows_apart
-from rapid_dist.private.per_example import check_layers, clipped_sum, per_record_gradients
+from rapid_dist.private.per_example import clipped_sum, per_record_gradients
 from rapid_dist.private.subset import restrict_trainable
 from tests.models import random_rows, tiny_denoiser
 
