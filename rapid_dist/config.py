@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rapid_dist.data.sources import PrivateSource, PublicSource
+from rapid_dist.diffusion.compute import DeviceName
 from rapid_dist.diffusion.denoiser import NetworkConfig
 from rapid_dist.diffusion.sampler import SamplingConfig
 from rapid_dist.diffusion.schedule import ScheduleConfig
@@ -69,7 +70,11 @@ class RuntimeConfig(_Node):
     actor_resources: dict[str, float] = {}  # Of a node that may hold searching and building actors.
     actor_labels: dict[str, str] = {}
     threads_per_worker: int = Field(default=1, ge=1)
-    memory_gb: float = Field(default=1.0, gt=0)  # One worker's or actor's, for the check up front.
+    # Training and sampling; auto = CUDA where every worker can have a device. Draws, noise and keys
+    # are made on the CPU either way, and the knowledge base is built there.
+    device: DeviceName = "auto"
+    # One worker's or actor's: for the check up front, and for train.micro_batch=null.
+    memory_gb: float = Field(default=1.0, gt=0)
     max_failures: int = Field(default=2, ge=0)  # Restarts of a stage's workers before it fails.
     public_dir: str | None = None  # Shared store of public stages; None = beside the run.
     ledger_dir: str | None = None  # Ledgers of all private data sets; None = beside the run.

@@ -56,7 +56,10 @@ def check_contribution(subject: Subject, profile: Profile) -> list[CheckResult]:
     units = min(UNITS[profile], subject.images.spec.num_units)
     own = subject.on(extreme_images(subject.images, units))
     own = replace(
-        own, config=replace(own.config, micro_batch=min(own.config.micro_batch, _MICRO_BATCH))
+        own,
+        config=replace(
+            own.config, micro_batch=min(own.config.micro_batch or _MICRO_BATCH, _MICRO_BATCH)
+        ),
     )
     tight = _bounded(own, TIGHT * own.mechanism.max_grad_norm)
     clipped = {

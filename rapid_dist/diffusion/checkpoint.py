@@ -103,7 +103,8 @@ def restore_training_state(
         mean.copy_(tensors[f"average.{index}"])
         prefix = f"optimizer.{index}."
         optimizer.state[parameter] = {
-            name.removeprefix(prefix): value.clone()
+            # Adam keeps its count of steps on the CPU, whatever the device of the parameter.
+            name.removeprefix(prefix): value.to(parameter.device) if value.dim() else value.clone()
             for name, value in tensors.items()
             if name.startswith(prefix)
         }

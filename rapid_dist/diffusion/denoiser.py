@@ -11,7 +11,7 @@ import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import UNet2DModel
@@ -62,6 +62,8 @@ class Denoiser(nn.Module):
     """Estimates the clean image from a noised one; counts its own evaluations.
 
     ``evaluations`` is the number of rows that went through the network since the last reset.
+    With ``precision`` "bf16" the U-Net runs under autocast; what surrounds it, its parameters and
+    its estimate stay float32.
     """
 
     unet: Any  # UNet2DModel: half of its methods are untyped, and torch's __getattr__ hides more.
@@ -88,6 +90,7 @@ class Denoiser(nn.Module):
         self.num_classes = num_classes
         self.data_std = data_std
         self.evaluations = 0
+        self.precision: Literal["fp32", "bf16"] = "fp32"
         folded = channels * config.patch**2
         self.unet = UNet2DModel(  # type: ignore[no-untyped-call]
             sample_size=size // config.patch,
@@ -124,7 +127,9 @@ class Denoiser(nn.Module):
             scaled = functional.pixel_unshuffle(scaled, self.config.patch)
         # diffusers' sinusoidal embedding expects times of the order of 1000.
         times = 100.0 * noise_level.log()
-        raw = self.unet(scaled, times, class_labels=labels, return_dict=False)[0]
+        with torch.autocast(noised.device.type, torch.bfloat16, self.precision == "bf16"):
+            raw = self.unet(scaled, times, class_labels=labels, return_dict=False)[0]
+        raw = raw.float()
         if self.config.patch > 1:
             raw = functional.pixel_shuffle(raw, self.config.patch)
         skip = self.data_std**2 / total**2

@@ -30,6 +30,15 @@ class Rows:
             clean=self.clean[rows],
         )
 
+    def to(self, device: torch.device) -> "Rows":
+        """Returns these rows on another device."""
+        return Rows(
+            noised=self.noised.to(device),
+            noise_level=self.noise_level.to(device),
+            labels=self.labels.to(device),
+            clean=self.clean.to(device),
+        )
+
 
 def row_losses(denoiser: Denoiser, rows: Rows) -> torch.Tensor:
     """Weighted squared error of each row, float32 [R] (Karras et al. 2022, Eq. 2).

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from rapid_dist.diffusion.compute import Precision
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 
@@ -32,6 +33,7 @@ class SamplingConfig:
     guidance: float = 1.0  # 1 = none; above 1 each interval costs twice the evaluations.
     batch_size: int = 256
     seed: int = 0
+    precision: Precision = "fp32"  # Of the network; auto = bf16 where the device has it.
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch_size < 1:
@@ -43,6 +45,10 @@ class SamplingConfig:
             raise ConfigError(
                 "sampling.late_intervals and sampling.early_intervals must be at least 1, got "
                 f"{self.late_intervals} and {self.early_intervals}."
+            )
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError(
+                f"sampling.precision must be auto, fp32 or bf16, got {self.precision!r}."
             )
         if self.top_m < 1:
             raise ConfigError(

@@ -81,7 +81,7 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
             make_denoiser=lambda: copy.deepcopy(denoiser),
             make_draws=make_draws,
             images=images,
-            config=settings.train,
+            config=replace(settings.train, micro_batch=settings.train.micro_batch or STAND_INS),
             mechanism=replace(
                 plan.dp_sgd, num_records=units, expected_batch=plan.dp_sgd.sample_rate * units
             ),

@@ -79,6 +79,8 @@ class RunContext:
     versions: dict[str, str]
     report: Callable[[str, dict[str, float]], None]  # (stage, how far it is), from this process.
     note: Callable[[str], None] = lambda line: None  # A line to show; nothing private.
+    device: str = "cpu"  # Where workers compute: cpu, or the CUDA device that each of them has.
+    memory_gb: float = 1.0  # What one worker may take of the host's memory.
     engine: ClippedSum = clipped_sum  # The audit puts one that looks on around it.
 
 

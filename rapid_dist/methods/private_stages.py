@@ -5,7 +5,7 @@ mechanisms or post-processing of it. Everything else stays in the processes that
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from rapid_dist.collective import Collective
 from rapid_dist.data.images import PrivateImages, to_unit
 from rapid_dist.data.sources import load_private
 from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.compute import device_of, precision_on
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Keeper, Report, RunContext, Searcher
@@ -23,8 +24,11 @@ from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from rapid_dist.private.loop import train_private
+from rapid_dist.private.memory import solve_micro_batch
 from rapid_dist.private.per_example import clipped_sum
+from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import ClippedSum
+from rapid_dist.private.subset import restrict_trainable
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.public.adapt import prior_rows
 from rapid_dist.public.fit import fit_denoiser
@@ -155,10 +159,11 @@ class AdaptTask:
     settings: MethodSettings
     public_uri: str
     out_uri: str
+    device: str = "cpu"
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
-        denoiser = start_denoiser(settings, self.public_uri)
+        denoiser = start_denoiser(settings, self.public_uri).to(self.device)
         base = open_knowledge_base(settings, self.public_uri)
         fit_denoiser(
             denoiser,
@@ -190,7 +195,10 @@ def run_adapt(context: RunContext) -> None:
         artifacts.put_denoiser(storage, start_denoiser(context.settings, context.public.uri))
         return
     task = AdaptTask(
-        settings=context.settings, public_uri=context.public.uri, out_uri=context.out.uri
+        settings=context.settings,
+        public_uri=context.public.uri,
+        out_uri=context.out.uri,
+        device=context.device,
     )
     context.backend.workers.run(task, name="adapt", num_workers=context.backend.num_workers)
 
@@ -205,18 +213,21 @@ class TrainTask:
     out_uri: str
     keeper: Keeper
     searcher: Searcher | None = None  # Of a knowledge base that is too large for this process.
+    device: str = "cpu"
+    memory_gb: float = 1.0
     engine: ClippedSum = clipped_sum
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
         images, _ = load_private(settings.private, settings.data_root)
         out = open_storage(self.out_uri)
-        denoiser = artifacts.get_denoiser(out.child(ADAPTED).uri)
+        denoiser = artifacts.get_denoiser(out.child(ADAPTED).uri).to(self.device)
+        config = self._with_micro_batch(denoiser, images, collective.world_size)
         train_private(
             denoiser,
             DrawMaker(
                 images=images,
-                config=settings.train,
+                config=config,
                 schedule=settings.schedule,
                 split_step=settings.split.split_step,
                 no_label=denoiser.no_label,
@@ -232,6 +243,24 @@ class TrainTask:
         )
         if collective.rank == 0:
             artifacts.put_denoiser(out.child(PRIVATE), denoiser)
+
+    def _with_micro_batch(
+        self, denoiser: Denoiser, images: PrivateImages, world_size: int
+    ) -> TrainConfig:
+        """Returns the settings with a micro-batch: the one given, or what the memory allows."""
+        config = self.settings.train
+        if config.micro_batch is not None:
+            return config
+        denoiser.precision = precision_on(device_of(denoiser), config.precision)
+        restrict_trainable(denoiser, config.trainable)
+        micro_batch = solve_micro_batch(
+            denoiser,
+            config.rows_per_record,
+            memory_gb=self.memory_gb,
+            held_bytes=images.images.nbytes,  # By the declared number and shape.
+            share=self.mechanism.expected_batch / world_size,
+        )
+        return replace(config, micro_batch=micro_batch)
 
     def find_references(self, images: PrivateImages) -> FindReferences | None:
         """Returns what finds the surrogates of these images, if the mode wants any."""
@@ -306,6 +335,8 @@ def run_train(context: RunContext) -> None:
         out_uri=context.out.uri,
         keeper=context.backend.keeper(),
         searcher=_private_searcher(context),
+        device=context.device,
+        memory_gb=context.memory_gb,
         engine=context.engine,
     )
     context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)

@@ -41,6 +41,7 @@ class PretrainTask:
 
     settings: MethodSettings
     public_uri: str
+    device: str = "cpu"
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
@@ -52,7 +53,7 @@ class PretrainTask:
             size=images.spec.size,
             num_classes=images.spec.num_classes,
             data_std=settings.schedule.data_std,
-        )
+        ).to(self.device)
         place = open_storage(self.public_uri).child(artifacts.pretrain_name(settings))
         fit_denoiser(
             denoiser,
@@ -77,6 +78,7 @@ class ContrastTask:
 
     settings: MethodSettings
     public_uri: str
+    device: str = "cpu"
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
@@ -85,11 +87,12 @@ class ContrastTask:
         torch.manual_seed(settings.seed + 1)
         extractor = ContrastExtractor(
             settings.contrast.extractor, images.spec.channels, images.spec.size
-        )
+        ).to(self.device)
+        denoiser = artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri)
         name = artifacts.extractor_name(settings)
         train_extractor(
             extractor,
-            artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri).eval(),
+            denoiser.to(self.device).eval(),
             images,
             settings.contrast,
             query_level=settings.schedule.level(settings.split.query_step),
@@ -179,7 +182,9 @@ def _run_once(
     make_task: Callable[..., PretrainTask | ContrastTask],
 ) -> None:
     if not artifacts.is_done(context.public.child(artifact)):
-        task = make_task(settings=context.settings, public_uri=context.public.uri)
+        task = make_task(
+            settings=context.settings, public_uri=context.public.uri, device=context.device
+        )
         context.backend.workers.run(task, name=stage, num_workers=context.backend.num_workers)
 
 

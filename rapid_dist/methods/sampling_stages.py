@@ -8,6 +8,7 @@ import torch
 
 from rapid_dist.collective import Collective
 from rapid_dist.data.images import from_unit, to_unit
+from rapid_dist.diffusion.compute import Precision
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
 from rapid_dist.diffusion.seeds import generator_for, normal_for
@@ -96,10 +97,12 @@ class GenerateTask:
     num_labels: int
     seed: int
     batch_size: int
+    device: str = "cpu"
+    precision: Precision = "fp32"
 
     def __call__(self, collective: Collective, report: Report) -> None:
         bundle = artifacts.with_folder(open_storage(self.bundle_uri), open_bundle)
-        generator = Generator(bundle)
+        generator = Generator(bundle, self.device, self.precision)
         blocks = -(-self.count // BLOCK_ROWS)
         mine = np.array_split(np.arange(blocks), collective.world_size)[collective.rank]
         first = int(mine[0]) * BLOCK_ROWS if len(mine) else 0
@@ -158,6 +161,8 @@ def run_generate(context: RunContext) -> None:
         num_labels=num_classes(settings),
         seed=settings.sampling.seed,
         batch_size=settings.sampling.batch_size,
+        device=context.device,
+        precision=settings.sampling.precision,
     )
     context.backend.workers.run(task, name="generate", num_workers=context.backend.num_workers)
     parts = [artifacts.get_images(storage, name) for name in storage.list("part-")]

@@ -7,6 +7,7 @@ read.
 
 import torch
 
+from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 
@@ -19,10 +20,13 @@ def check_rows_apart(denoiser: Denoiser) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     shape = (3, denoiser.channels, denoiser.size, denoiser.size)
-    noised = torch.randn(shape, generator=generator).requires_grad_()
+    device = device_of(denoiser)
+    noised = torch.randn(shape, generator=generator).to(device).requires_grad_()
+    level = torch.full((3,), 0.5, device=device)
+    labels = torch.full((3,), denoiser.no_label, device=device)
     evaluations = denoiser.evaluations
     with torch.enable_grad():
-        estimate = denoiser(noised, torch.full((3,), 0.5), torch.full((3,), denoiser.no_label))
+        estimate = denoiser(noised, level, labels)
         (found,) = torch.autograd.grad(estimate[1].square().sum(), noised)
     denoiser.evaluations = evaluations
     if bool(found[[0, 2]].any()):

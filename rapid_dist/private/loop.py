@@ -12,14 +12,15 @@ import torch
 
 from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.compute import device_of, precision_on
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.ema import Ema
 from rapid_dist.errors import BudgetError, CheckpointError, DataError
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
-from rapid_dist.private.coupling import check_rows_apart
 from rapid_dist.private.allowed import check_layers
+from rapid_dist.private.coupling import check_rows_apart
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.per_example import clipped_sum, trainable
 from rapid_dist.private.step import ClippedSum, PrivateStep
@@ -58,7 +59,7 @@ def train_private(
     sampler_type: type[PoissonSampler] | None = None,
     new_key: Callable[[], SecretKey] = SecretKey.generate,
 ) -> None:
-    """Trains in place by DP-SGD and leaves the EMA weights in the denoiser.
+    """Trains in place by DP-SGD, where the denoiser is, and leaves the EMA weights in it.
 
     After a restart it goes on from the last checkpoint, under a new attempt with new keys; steps
     that are made again are charged again. The last four arguments are there for the audit, which
@@ -76,6 +77,7 @@ def train_private(
             f"The plan is for {mechanism.num_records} privacy units, {spec.name} declares "
             f"{spec.num_units}. Plan again with that number."
         )
+    denoiser.precision = precision_on(device_of(denoiser), draws.config.precision)
     restrict_trainable(denoiser, draws.config.trainable)
     check_layers(denoiser)
     check_rows_apart(denoiser)

@@ -6,6 +6,7 @@ engine against it.
 
 import torch
 
+from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows, row_losses
 from rapid_dist.private.per_example import flat_size, trainable
@@ -16,7 +17,7 @@ def reference_clipped_sum(
 ) -> torch.Tensor:
     """The sum of clipped per-record gradients, float32 [P], one record at a time."""
     parameters = trainable(denoiser)
-    total = torch.zeros(flat_size(denoiser))
+    total = torch.zeros(flat_size(denoiser), device=device_of(denoiser))
     for record, counted in enumerate(mask.tolist()):
         if not counted:
             continue
@@ -24,7 +25,7 @@ def reference_clipped_sum(
         grads = torch.autograd.grad(row_losses(denoiser, own).mean(), parameters, allow_unused=True)
         flat = torch.cat(
             [
-                torch.zeros(p.numel()) if g is None else g.float().flatten()
+                p.new_zeros(p.numel()) if g is None else g.float().flatten()
                 for p, g in zip(parameters, grads, strict=True)
             ]
         )

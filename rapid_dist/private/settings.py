@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from rapid_dist.diffusion.compute import Precision
 from rapid_dist.errors import ConfigError
 
 Mode = Literal["full", "late", "surrogate"]
@@ -26,15 +27,25 @@ class TrainConfig:
     ema_decay: float = 0.95
     surrogate: Literal["cluster", "query"] = "cluster"  # Where mode surrogate takes x_v from.
     trainable: str = "all"  # all, attention, norm_bias, last_blocks, or a regular expression.
-    micro_batch: int = 64  # Units in one forward pass, J * K rows each; speed and memory only.
+    # Units in one forward pass, J * K rows each; null = as many as runtime.memory_gb allows. Speed
+    # and memory only: sums are rounded otherwise, and nothing else.
+    micro_batch: int | None = 64
+    # Of the network's forward and backward pass; auto = bf16 where the device has it. Norms, clip,
+    # sum, noise and optimizer are fp32 whatever this says.
+    precision: Precision = "auto"
     checkpoint_every: int = 25
 
     def __post_init__(self) -> None:
         if self.mode not in ("full", "late", "surrogate"):
             raise ConfigError(f"train.mode must be full, late or surrogate, got {self.mode!r}.")
         for name in ("multiplicity", "images_per_group", "micro_batch", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {value}.")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError(
+                f"train.precision must be auto, fp32 or bf16, got {self.precision!r}."
+            )
         if self.shift < 0 or self.warmup_steps < 0:
             raise ConfigError(
                 "train.shift and train.warmup_steps must not be negative, got "

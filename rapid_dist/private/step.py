@@ -10,14 +10,18 @@ The order is the privacy argument, so it is one function that can be read in one
 6. division by the declared expected batch (P4).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from rapid_dist.collective import Collective
+from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.diffusion.loss import Rows
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.noise import Noise, new_noise
@@ -65,22 +69,49 @@ class PrivateStep:
 
     def _local_sum(self, denoiser: Denoiser, step: int) -> torch.Tensor:
         config = self.draws.config
-        units = self.noise.units
+        units, device = self.noise.units, device_of(denoiser)
+        assert config.micro_batch is not None, "It is solved before the loop."
         total = torch.zeros(
-            flat_size(denoiser), dtype=torch.float32 if units is None else torch.int64
+            flat_size(denoiser),
+            dtype=torch.float32 if units is None else torch.int64,
+            device=device,
         )
-        for records, mask in rank_slice(
+        parts = rank_slice(
             self.sampler.batch(step),
             self.collective.rank,
             self.collective.world_size,
             config.micro_batch,
-        ):
+        )
+        for rows, mask in self._drawn(parts, step, ahead=device.type == "cuda"):
             total += self.engine(
                 denoiser,
-                self.draws.rows(records, self.key, step, self.attempt),
+                rows.to(device),
                 config.rows_per_record,
                 self.mechanism.max_grad_norm,
-                torch.from_numpy(mask),
+                torch.from_numpy(mask).to(device),
                 *(() if units is None else (units,)),
             )
         return total
+
+    def _drawn(
+        self, parts: list[tuple[np.ndarray, np.ndarray]], step: int, *, ahead: bool
+    ) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Yields the rows of every micro-batch with its mask.
+
+        Rows are a function of their records alone, so a thread may make the next ones ``ahead``
+        while a device works on these; beside an engine on the CPU it would only be in its way.
+        """
+
+        def draw(records: np.ndarray) -> Rows:
+            return self.draws.rows(records, self.key, step, self.attempt)
+
+        if not ahead:
+            for records, mask in parts:
+                yield draw(records), mask
+            return
+        with ThreadPoolExecutor(1) as thread:
+            coming = [thread.submit(draw, records) for records, _ in parts[:1]]
+            for number, (_, mask) in enumerate(parts):
+                rows = coming.pop().result()
+                coming += [thread.submit(draw, records) for records, _ in parts[number + 1 :][:1]]
+                yield rows, mask

@@ -16,6 +16,7 @@ from torch.nn import functional
 from rapid_dist.collective import Collective
 from rapid_dist.data.images import PublicImages, to_unit
 from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 from rapid_dist.public.fit import OnStep, flat_gradient, step_generator
@@ -56,7 +57,7 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> to
     both = torch.cat([first, second])
     logits = both @ both.T / temperature
     logits.fill_diagonal_(float("-inf"))
-    partner = torch.arange(len(both)).roll(len(first))
+    partner = torch.arange(len(both), device=both.device).roll(len(first))
     return functional.cross_entropy(logits, partner)
 
 
@@ -66,8 +67,8 @@ def clean_estimate(denoiser: Denoiser, state: torch.Tensor, level: float) -> tor
 
     The public labels are left out on purpose: a private query has none of them.
     """
-    noise_level = torch.full((len(state),), level)
-    labels = torch.full((len(state),), denoiser.no_label)
+    noise_level = torch.full((len(state),), level, device=state.device)
+    labels = torch.full((len(state),), denoiser.no_label, device=state.device)
     estimate: torch.Tensor = denoiser(state, noise_level, labels)
     return estimate.clamp(-1, 1)
 
@@ -84,7 +85,8 @@ def train_extractor(
     checkpoints: Checkpoints | None,
     on_step: OnStep,
 ) -> None:
-    """Trains ``extractor`` in place and freezes it. ``denoiser`` is not changed."""
+    """Trains ``extractor`` in place and freezes it; the denoiser, beside it, is not changed."""
+    device = device_of(denoiser)
     parameters = list(extractor.parameters())
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, weight_decay=1e-6)
     first = 0
@@ -100,7 +102,7 @@ def train_extractor(
         views = [
             clean_estimate(
                 denoiser,
-                clean + query_level * torch.randn(clean.shape, generator=generator),
+                (clean + query_level * torch.randn(clean.shape, generator=generator)).to(device),
                 query_level,
             )
             for _ in range(2)

@@ -12,6 +12,7 @@ import torch
 
 from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.ema import Ema
 from rapid_dist.diffusion.loss import Rows, row_losses
@@ -45,12 +46,12 @@ def fit_denoiser(
     checkpoints: Checkpoints | None,
     on_step: OnStep,
 ) -> None:
-    """Trains in place and leaves the EMA weights in the denoiser.
+    """Trains in place, where the denoiser is, and leaves the EMA weights in it.
 
     Rank r's rows are a pure function of (seed, step, r), so a resumed run follows the unbroken
     one. The learning rate rises for a twentieth of the steps and then falls linearly to zero.
     """
-    steps, batch_size = config.steps, config.batch_size
+    steps, batch_size, device = config.steps, config.batch_size, device_of(denoiser)
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     ema = Ema(parameters, config.ema_decay)
@@ -66,7 +67,8 @@ def fit_denoiser(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, rate)
         generator = step_generator(seed, step, collective.rank)
-        loss = row_losses(denoiser, draw_rows(generator, own_rows)).mean()
+        rows = draw_rows(generator, own_rows).to(device)
+        loss = row_losses(denoiser, rows).mean()
         mean_loss = flat_gradient(loss, parameters, collective)
         optimizer.step()
         ema.update()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rapid_dist.data.images import Int64Array, UInt8Array, from_unit, to_unit
+from rapid_dist.diffusion.compute import Precision, precision_on
 from rapid_dist.diffusion.sampler import sample
 from rapid_dist.diffusion.seeds import generator_for, normal_for
 from rapid_dist.errors import ConfigError
@@ -28,10 +29,13 @@ BLOCK_ROWS = 64
 class Generator:
     """The released generator; each sample is a pure function of (label, seed, id)."""
 
-    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "cpu", precision: Precision = "fp32"
+    ) -> None:
         self._bundle = bundle
         self._device = device
         self._denoiser = bundle.denoiser.to(device).eval()
+        self._denoiser.precision = precision_on(torch.device(device), precision)
         self._levels = bundle.facts.levels()
         self._shape = (bundle.denoiser.channels, bundle.denoiser.size, bundle.denoiser.size)
         self._rows = 0  # That went through the network, padding included.

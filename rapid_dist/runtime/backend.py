@@ -3,10 +3,11 @@
 Both give the same result. Neither holds anything of a run but the actors it has started.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rapid_dist.config import RuntimeConfig
+from rapid_dist.diffusion.compute import device_named
 from rapid_dist.methods.context import Keeper, Searcher, Workers
 from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.keeper import LedgerKeeper
@@ -15,7 +16,7 @@ from rapid_dist.privacy.mechanism import DpSgdEvent
 from rapid_dist.public.build import ShardPlan, ShardTask
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.manifest import Manifest, ShardRecord
-from rapid_dist.runtime.cluster import Needs
+from rapid_dist.runtime.cluster import Needs, cluster_resources
 from rapid_dist.runtime.keeper_client import keep_beside_driver
 from rapid_dist.runtime.placement import ActorPlacement, choose_search
 from rapid_dist.runtime.search_pool import SearchPool
@@ -64,7 +65,18 @@ def needs(runtime: RuntimeConfig) -> Needs:
     beside = searching if runtime.search == "sharded" else 0  # Of training: it asks them.
     busiest = max(training + beside, runtime.trajectory_actors, searching)
     processes = max(runtime.workers + beside, runtime.trajectory_actors, searching)
-    return Needs(cpus=busiest, memory_gb=processes * runtime.memory_gb)
+    return Needs(
+        cpus=busiest,
+        memory_gb=processes * runtime.memory_gb,
+        gpus=runtime.workers if runtime.device == "cuda" else 0,
+    )
+
+
+def device_on_cluster(runtime: RuntimeConfig, resources: Mapping[str, float]) -> str:
+    """Returns where all workers compute: on CUDA if each can have a device of its own."""
+    if runtime.device == "auto":
+        return "cuda" if resources.get("GPU", 0.0) >= runtime.workers else "cpu"
+    return runtime.device
 
 
 class ProcessBackend:
@@ -81,6 +93,7 @@ class ProcessBackend:
             threads=runtime.threads_per_worker, on_report=on_report
         )
         self.num_workers = 1
+        self.device = device_named(runtime.device).type
         self._make_keeper = make_keeper
         self._on_report = on_report
 
@@ -114,8 +127,10 @@ class RayBackend:
         on_report: OnReport,
         on_note: OnNote = lambda line: None,
     ) -> None:
+        self.device = device_on_cluster(runtime, cluster_resources())
         self.workers: Workers = RayWorkers(
             threads=runtime.threads_per_worker,
+            device=self.device,
             max_failures=runtime.max_failures,
             on_report=on_report,
         )

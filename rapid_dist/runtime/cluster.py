@@ -34,6 +34,7 @@ class Needs:
 
     cpus: int
     memory_gb: float = 0.0
+    gpus: int = 0
 
 
 def shortage(needs: Needs, resources: Mapping[str, float]) -> str | None:
@@ -47,6 +48,12 @@ def shortage(needs: Needs, resources: Mapping[str, float]) -> str | None:
             f"runtime needs {needs.cpus} CPUs, the cluster has {cpus:g}. Lower runtime.workers, "
             "runtime.threads_per_worker, runtime.trajectory_actors or runtime.search_actors, or "
             "add a node."
+        )
+    gpus = resources.get("GPU", 0.0)
+    if gpus < needs.gpus:
+        return (
+            f"runtime needs {needs.gpus} GPUs, the cluster has {gpus:g}. Lower runtime.workers, "
+            "set runtime.device to auto or cpu, or add a node."
         )
     memory_gb = resources.get("memory", 0.0) / 2**30
     if memory_gb < needs.memory_gb:
@@ -92,8 +99,14 @@ def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
         yield
 
 
+def cluster_resources() -> dict[str, float]:
+    """Returns what all nodes have together, by Ray's names."""
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
 def _refuse_shortage(needs: Needs) -> None:
-    lacking = shortage(needs, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    lacking = shortage(needs, cluster_resources())
     if lacking:
         raise ConfigError(lacking)
 

@@ -181,6 +181,8 @@ def _context(
         internal=directory.internal,
         public=open_storage(where.public),
         backend=backend,
+        device=backend.device,
+        memory_gb=recipe.runtime.memory_gb,
         privacy=lambda: results.privacy_figures(
             recipe, prepared.plan, _claim(prepared, directory)[1]
         ),

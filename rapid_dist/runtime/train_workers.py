@@ -1,7 +1,7 @@
 """Runs one training loop on a group of workers: Ray Train's, or this process alone.
 
-A loop is a function of (collective, report). On Ray Train it gets Gloo's process group and nothing
-else of Train: no wrapped model, no rebuilt loader, no DDP hook, for each of those changes what a
+A loop is a function of (collective, report). On Ray Train it gets a process group and nothing else
+of Train: no wrapped model, no rebuilt loader, no DDP hook, for each of those changes what a
 private step computes. Checkpoints are the loop's own; after a worker's death all workers start the
 loop again, and it resumes from them.
 
@@ -54,8 +54,10 @@ class RayWorkers:
         threads: int,
         max_failures: int,
         on_report: Callable[[str, dict[str, float]], None],
+        device: str = "cpu",
     ) -> None:
         self._threads = threads
+        self._gpus = {"GPU": 1} if device == "cuda" else {}
         self._max_failures = max_failures
         self._on_report = on_report
 
@@ -72,9 +74,12 @@ class RayWorkers:
         storage = tempfile.mkdtemp(prefix="rapid-train-")
         trainer = TorchTrainer(
             _loop(task, mailbox, self._threads),
-            torch_config=TorchConfig(backend="gloo"),
+            # Bytes go by Gloo either way; a sum goes by where its vector is.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=num_workers, resources_per_worker={"CPU": self._threads}
+                num_workers=num_workers,
+                use_gpu=bool(self._gpus),  # Train then makes each worker's device its default.
+                resources_per_worker={"CPU": self._threads, **self._gpus},
             ),
             run_config=RunConfig(
                 name=f"{name}-{uuid.uuid4().hex}",

@@ -1,7 +1,4 @@
-"""What runs on a CUDA device today: drawing from a bundle, and what evaluation trains and asks.
-
-Training, public and private, is done on CPUs. Run it with `pytest -m gpu`.
-"""
+"""Drawing from a bundle on a CUDA device, and what evaluation trains and asks. `pytest -m gpu`."""
 
 from collections.abc import Iterator
 
