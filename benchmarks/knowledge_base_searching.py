@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -180,7 +180,7 @@ def actor_memory(folder: Path, options: argparse.Namespace) -> list[Row]:
         with SearchPool(place.uri, num_actors=2, place=place_of(0.5)) as pool:
             pool.search(queries, 10)
             actor = pool._groups[0][0]
-            status = ray.get(actor.__ray_call__.remote(_memory_status))
+            status = _memory_status(_process_of(actor))
             entries = ray.get(actor.open.remote())
         return status["RssAnon"], status["VmHWM"], entries * options.dim * 4
 
@@ -308,7 +308,7 @@ def killed_searchers(folder: Path, options: argparse.Namespace) -> list[Row]:
             for _ in range(kills):
                 time.sleep(chance.uniform(0.05, 1.0))
                 actor = chance.choice(pool._groups[0])
-                os.kill(ray.get(actor.__ray_call__.remote(_own_process)), signal.SIGKILL)
+                os.kill(_process_of(actor), signal.SIGKILL)
             done.set()
 
         killer = threading.Thread(target=kill)
@@ -322,7 +322,7 @@ def killed_searchers(folder: Path, options: argparse.Namespace) -> list[Row]:
     return [row("same answers under kill -9", 1 - wrong / max(asked, 1), "1", not wrong, detail)]
 
 
-def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Seconds of each way: medians over rounds in which each is called once, after a warm-up."""
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
@@ -339,12 +339,14 @@ def _large(folder: Path, options: argparse.Namespace) -> LocalStorage:
     return LocalStorage(folder)
 
 
-def _own_process(_: object) -> int:
-    return os.getpid()
+def _process_of(actor: Any) -> int:
+    # A lambda travels by value: an actor that had to import this file would import torch with it.
+    process: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return process
 
 
-def _memory_status(_: object) -> dict[str, int]:
-    lines = Path("/proc/self/status").read_text().splitlines()
+def _memory_status(process: int) -> dict[str, int]:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {
         line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")
     }

@@ -208,7 +208,9 @@ def test_a_private_pool_answers_alike_and_keeps_queries_and_answers_off_the_obje
 
 def _traces(markers: Markers, since: float) -> set[str]:
     """What of the planted images stands in a file that Ray has written since then."""
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    node = ray._private.worker._global_node
+    assert node is not None
+    session = Path(node.get_session_dir_path())
     written = [p for p in session.rglob("*") if p.is_file() and p.stat().st_mtime >= since]
     assert written  # Ray's own logs are among them.
     return {kind for path in written for kind in markers.found_in(path.read_bytes())}
