@@ -24,7 +24,7 @@ from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from rapid_dist.private.loop import train_private
-from rapid_dist.private.memory import solve_micro_batch
+from rapid_dist.private.memory import keep_freed_memory, solve_micro_batch
 from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import ClippedSum
@@ -222,6 +222,7 @@ class TrainTask:
         images, _ = load_private(settings.private, settings.data_root)
         out = open_storage(self.out_uri)
         denoiser = artifacts.get_denoiser(out.child(ADAPTED).uri).to(self.device)
+        keep_freed_memory()
         config = self._with_micro_batch(denoiser, images, collective.world_size)
         train_private(
             denoiser,

@@ -24,8 +24,9 @@ Found = dict[str, torch.Tensor]  # One [B, *shape] a parameter.
 LayerGradient = Callable[[nn.Module, torch.Tensor, torch.Tensor, int, Wanted], Found]
 ConvWay = Literal["groups", "records", "patches", "product"]
 
-# Multiply-adds of one record's weight gradient from which on it fills the device by itself.
-_RECORD_FILLS = {"cpu": 2**26, "cuda": 2**31}
+# From so many multiply-adds, or so many positions, one record's weight gradient is fastest alone.
+# A core's were measured; a GPU's are assumed from the cost of starting a kernel.
+_ALONE_FROM = {"cpu": (2**25, 2**11), "cuda": (2**31, 2**16)}
 
 
 def conv_way(layer: nn.Conv2d, positions: int, device: str) -> ConvWay:
@@ -34,7 +35,8 @@ def conv_way(layer: nn.Conv2d, positions: int, device: str) -> ConvWay:
     Args:
       positions: K * T, of the output.
     """
-    if positions * layer.weight.numel() >= _RECORD_FILLS.get(device, 2**31):
+    work, long = _ALONE_FROM.get(device, _ALONE_FROM["cuda"])
+    if positions * layer.weight.numel() >= work or positions >= long:
         return "records"
     if _is_product(layer):
         return "product"

@@ -4,6 +4,7 @@ No private row is looked at: the peak of the clipped sum is taken on two batches
 drawn out in a line. What a library keeps inside one call cannot be seen and is left room for.
 """
 
+import ctypes
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ _PROCESS = 3 * _GB // 4  # Python with torch and diffusers, before any image: 0.
 _VECTORS = 8  # Of the trained values, beside the sum: weights, average, Adam's two, a checkpoint.
 _ROOM = 1.25  # For scratch memory inside calls and for what the allocator cannot join.
 _GPU_SHARE = 0.8  # Of the memory that is free on a CUDA device.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # As in malloc.h.
 _ROWS = 4  # On which the peak is measured at least; and on twice as many.
 
 
@@ -77,6 +79,20 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     with tensors:
         call()
     return tensors.peak
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what is freed, up to 1 GB, for the next pass of the same size.
+
+    Otherwise every pass gives its gradients' pages back and faults them in again, which took a
+    tenth of a step of one draw a record. Does nothing where the library is another one.
+    """
+    try:
+        tune = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        tune(option, _GB)
 
 
 def random_rows(denoiser: Denoiser, count: int) -> Rows:
