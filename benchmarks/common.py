@@ -7,17 +7,16 @@ worker are hardly faster than one.
 import argparse
 import json
 import os
-import platform
-import sys
-from pathlib import Path
 from typing import Any
+
+from output import RESULTS, table, write_json
 
 from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.results import versions
 from rapid_dist.storage import open_storage
 
-RESULTS = Path(__file__).parent / "results"
+__all__ = ["RESULTS", "arguments", "figures", "run_recipe", "table", "write"]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -56,28 +55,4 @@ def figures(of_set: dict[str, Any]) -> dict[str, float]:
 
 def write(name: str, figures_found: dict[str, Any]) -> None:
     """Writes one JSON with the machine, the versions and the command beside the figures."""
-    RESULTS.mkdir(exist_ok=True)
-    found = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-        "versions": versions(),
-        **figures_found,
-    }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
-    print(f"written: {path}")
-
-
-def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Returns a Markdown table; numbers with three digits."""
-
-    def cell(value: object) -> str:
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    write_json(RESULTS / f"{name}.json", {**figures_found, "versions": versions()})

@@ -17,7 +17,7 @@ from statistics import median
 import numpy as np
 import torch
 from common import table, write
-from private_step import open_denoiser
+from networks import open_denoiser
 
 from rapid_dist.collective import SingleProcess
 from rapid_dist.config import load_recipe

@@ -1,136 +1,234 @@
-"""The clipped sum of one micro-batch against the same step without privacy.
+"""The sum of clipped gradients of one pass against the same step without privacy.
 
-    python benchmarks/private_step.py
+    python benchmarks/private_step.py                       # everything: hours on two cores
+    python benchmarks/private_step.py --only 'mnist/*/16'   # network/way/K; --add keeps others
 
-Rows: plain (mean loss, one gradient), ours, Opacus' hooks, torch.func's vmap, and the reference.
-All see the same rows, interleaved, medians; the last column is time / plain time.
+All ways see the same B * K rows, interleaved; times are medians of one run, and what counts is
+their ratio to ``plain``, which is measured with every piece. ``difference`` is from ours.
+
+On a busy CPU ``--clock processor`` counts the time that this process had a core for.
+
+Memory on a CPU is the resident set at its highest in a process of its own, less what Python and
+its libraries take before the network is built; on CUDA it is the allocator's peak. Both hold
+weights, rows, activations and gradients.
 """
 
 import argparse
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from fnmatch import fnmatch
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from common import table, write
-from opacus.grad_sample import GradSampleModule
-from torch.func import functional_call, grad, vmap
+from networks import Network, networks
+from output import RESULTS, merged, table, write_json
+from step_ways import WAYS, Call, Case
 
-from rapid_dist.config import load_recipe
-from rapid_dist.diffusion.denoiser import Denoiser
-from rapid_dist.diffusion.loss import Rows, row_losses
-from rapid_dist.private.per_example import clip_and_sum, clipped_sum, trainable
-from rapid_dist.private.reference import reference_clipped_sum
+from rapid_dist.diffusion.compute import precision_on
+from rapid_dist.private.memory import keep_freed_memory, random_rows
 
-CLIP = 1.0
-
-
-def make_rows(denoiser: Denoiser, count: int) -> Rows:
-    generator = torch.Generator().manual_seed(0)
-    shape = (count, denoiser.channels, denoiser.size, denoiser.size)
-    clean = torch.randn(shape, generator=generator) * 0.5
-    level = torch.rand(count, generator=generator) + 0.05
-    noise = torch.randn(shape, generator=generator)
-    return Rows(
-        noised=clean + level.view(-1, 1, 1, 1) * noise,
-        noise_level=level,
-        labels=torch.randint(denoiser.num_classes, (count,), generator=generator),
-        clean=clean,
-    )
+DRAWS = (1, 4, 16)
+COLUMNS = [
+    "network", "K", "records", "way", "precision", "seconds", "time / plain", "rows per second",
+    "peak MB", "peak / plain", "difference",
+]  # fmt: skip
+NAMES_ROW = ("network", "K", "way", "precision", "channels last", "device")
+MB = 2**20
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
-def plain(denoiser: Denoiser, rows: Rows) -> None:
-    torch.autograd.grad(row_losses(denoiser, rows).mean(), trainable(denoiser))
+def open_case(network: Network, draws: int, records: int, options: argparse.Namespace) -> Case:
+    denoiser = network.open(options.device)
+    denoiser.precision = precision_on(torch.device(options.device), options.precision)
+    if options.channels_last:
+        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Case(denoiser=denoiser, rows=random_rows(denoiser, records * draws), draws=draws)
 
 
-def by_opacus_hooks(hooked: Denoiser, rows: Rows, draws: int, mask: torch.Tensor) -> torch.Tensor:
-    """Opacus' per-row gradients, averaged over the draws of a record, then our clip."""
-    for parameter in hooked.parameters():
-        parameter.grad = parameter.grad_sample = None  # type: ignore[attr-defined]
-    row_losses(hooked, rows).sum().backward()  # type: ignore[no-untyped-call]
-    found: list[Any] = [p.grad_sample for p in trainable(hooked)]  # type: ignore[attr-defined]
-    gradients = [part.unflatten(0, (-1, draws)).mean(dim=1) for part in found]
-    return clip_and_sum(gradients, CLIP, mask)
+def seconds_of(call: Call, options: argparse.Namespace) -> tuple[float, torch.Tensor]:
+    clock = CLOCKS[options.clock]
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    result = call()
+    if options.device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start, result
 
 
-def by_vmap(denoiser: Denoiser, rows: Rows, draws: int, mask: torch.Tensor) -> torch.Tensor:
-    parameters: dict[str, torch.Tensor] = dict(denoiser.named_parameters())
-
-    def loss(values: dict[str, torch.Tensor], *parts: torch.Tensor) -> torch.Tensor:
-        noised, level, labels, clean = parts
-        estimate: torch.Tensor = functional_call(denoiser, values, (noised, level, labels))
-        weight = (level**2 + denoiser.data_std**2) / (level * denoiser.data_std) ** 2
-        return (weight * (estimate - clean).square().flatten(1).mean(dim=1)).mean()
-
-    split = [
-        part.unflatten(0, (-1, draws))  # type: ignore[no-untyped-call]
-        for part in (rows.noised, rows.noise_level, rows.labels, rows.clean)
-    ]
-    found = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(parameters, *split)
-    return clip_and_sum([found[name] for name in parameters], CLIP, mask)
+def peak_on_cuda(case: Case, call: Call) -> int:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    weights = sum(p.numel() * p.element_size() for p in case.denoiser.parameters())
+    rows = 2 * case.rows.noised.nbytes
+    return torch.cuda.max_memory_allocated() - before + weights + rows
 
 
-def open_denoiser(name: str) -> Denoiser:
-    recipe = load_recipe(name)
-    source = recipe.data.private
-    return Denoiser(
-        recipe.network,
-        channels=source.channels,
-        size=source.size,
-        num_classes=source.num_classes,
-    )
+def peak_in_own_process(piece: str, options: argparse.Namespace) -> int | None:
+    """Returns the bytes that a fresh process saw for one way, or None if it was killed."""
+    command = [sys.executable, __file__, "--peak", piece, "--precision", options.precision]
+    command += ["--small"] if options.small else []
+    command += ["--records", str(options.records)] if options.records else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
-def measure(name: str, draws: int, num_rows: int, repeats: int) -> list[dict[str, object]]:
+def peak_here(piece: str, options: argparse.Namespace) -> int:
+    """Runs one way once and returns how far the resident set rose above the bare process."""
+    name, way, draws = piece.split("/")
+    network = _network(name, options)
+    _warm_up(options)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # Resets the highest resident set.
+    case = open_case(network, int(draws), _records(network, int(draws), options), options)
+    WAYS[way](case)()
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}.")
+
+
+def _warm_up(options: argparse.Namespace) -> None:
+    """Loads what libraries load on their first call, on a network that takes no memory."""
+    small = networks()["digits"].small()
+    for make in WAYS.values():
+        make(open_case(small, 1, 2, options))()
+
+
+def _network(name: str, options: argparse.Namespace) -> Network:
+    network = networks()[name]
+    return network.small() if options.small else network
+
+
+def _records(network: Network, draws: int, options: argparse.Namespace) -> int:
+    """As many rows at K = 4 and more, and four times fewer records at K = 16."""
+    return options.records or max(2, network.records * min(draws, 4) // draws)
+
+
+def measure(
+    name: str, draws: int, ways: list[str], options: argparse.Namespace, deadline: float
+) -> list[dict[str, Any]]:
     """Returns a table row for each way, from interleaved repeats on the same rows."""
-    denoiser, hooked = open_denoiser(name), open_denoiser(name)
-    keep = GradSampleModule(hooked, loss_reduction="sum")  # Its hooks live as long as it does.
-    rows = make_rows(denoiser, num_rows)
-    mask = torch.ones(num_rows // draws, dtype=torch.bool)
-    ways: dict[str, Callable[[], object]] = {
-        "plain": partial(plain, denoiser, rows),
-        "ours": partial(clipped_sum, denoiser, rows, draws, CLIP, mask),
-        "opacus hooks": partial(by_opacus_hooks, hooked, rows, draws, mask),
-        "vmap": partial(by_vmap, denoiser, rows, draws, mask),
-        "reference": partial(reference_clipped_sum, denoiser, rows, draws, CLIP, mask),
-    }
+    network = _network(name, options)
+    records = _records(network, draws, options)
+    cases = {way: open_case(network, draws, records, options) for way in ways}
+    calls = {way: WAYS[way](case) for way, case in cases.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(repeats):
-        for way, call in ways.items():
-            start = time.perf_counter()
-            call()
-            seconds[way].append(time.perf_counter() - start)
-    keep.remove_hooks()
-    return [
-        {
-            "network": name,
-            "K": draws,
-            "way": way,
-            "rows per second": round(num_rows / median(times)),
-            "time / plain": median(times) / median(seconds["plain"]),
-        }
-        for way, times in seconds.items()
-    ]
+    results: dict[str, torch.Tensor] = {}
+    peaks: dict[str, int | None] = {}
+    failed: dict[str, str] = {}
+    for repeat in range(options.repeats + 1):  # The first warms up.
+        for way in [way for way in ways if way not in failed]:
+            if repeat > 1 and time.perf_counter() > deadline:
+                break
+            try:
+                took, results[way] = seconds_of(calls[way], options)
+                if repeat == 0 and options.device == "cuda":
+                    peaks[way] = peak_on_cuda(cases[way], calls[way])
+            except torch.OutOfMemoryError:
+                failed[way] = "out of memory"
+                torch.cuda.empty_cache()
+                continue
+            if repeat:
+                seconds[way].append(took)
+    if options.device == "cpu" and options.memory:
+        peaks = {way: peak_in_own_process(f"{name}/{way}/{draws}", options) for way in ways}
+    rows = []
+    for way in ways:
+        row: dict[str, Any] = {
+            "network": name, "K": draws, "records": records, "way": way,
+            "precision": cases[way].denoiser.precision, "channels last": options.channels_last,
+            "device": options.device, "repeats": len(seconds[way]),
+        }  # fmt: skip
+        if seconds[way]:
+            middle = median(seconds[way])
+            row |= {"seconds": middle, "rows per second": round(records * draws / middle)}
+            if seconds["plain"]:
+                row["time / plain"] = middle / median(seconds["plain"])
+        else:
+            row["seconds"] = failed.get(way, "no time left")
+        peak, plain = peaks.get(way), peaks.get("plain")
+        if peak:
+            row["peak MB"] = round(peak / MB)
+        if peak and plain:
+            row["peak / plain"] = peak / plain
+        if "ours" in results and way in results and way not in ("plain", "ours"):
+            apart = (results[way] - results["ours"]).norm() / results["ours"].norm()
+            row["difference"] = f"{float(apart):.1e}"
+        rows.append(row)
+    return rows
+
+
+def pieces(options: argparse.Namespace) -> list[tuple[str, int, list[str]]]:
+    """Returns (network, K, ways) for what ``--only`` names; ``plain`` and ``ours`` always."""
+    found = []
+    for name in networks():
+        for draws in DRAWS:
+            ways = [way for way in WAYS if _asked(f"{name}/{way}/{draws}", options)]
+            if ways:
+                found.append((name, draws, list(dict.fromkeys(["plain", "ours", *ways]))))
+    return found
+
+
+def _asked(piece: str, options: argparse.Namespace) -> bool:
+    return any(fnmatch(piece, pattern) for pattern in options.only)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", default=["*"], help="network/way/K, with *")
+    parser.add_argument("--add", action="store_true", help="keep the file's other rows")
+    parser.add_argument("--small", action="store_true", help="rehearse: narrow networks, few rows")
+    parser.add_argument("--records", type=int, help="in one pass, in place of the network's own")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="after which no repeat begins")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="beside other work")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--out", type=Path, default=RESULTS / "private_step.json")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    return parser
+
+
+def run(options: argparse.Namespace, note: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Measures all pieces that there is time for, writing the file after each."""
+    deadline = time.perf_counter() + 60 * options.minutes
+    done: list[dict[str, Any]] = []
+    for name, draws, ways in pieces(options):
+        if time.perf_counter() > deadline:
+            note(f"no time left for {name}, K = {draws}")
+            continue
+        done += measure(name, draws, ways, options, deadline)
+        rows = merged(options.out, done, NAMES_ROW) if options.add else done
+        settings = {name: getattr(options, name) for name in ("threads", "small", "clock")}
+        write_json(options.out, {"rows": rows, **settings})
+    return done
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipes", default="digits,mnist")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = arguments().parse_args()
     torch.set_num_threads(options.threads)
-    found = [
-        row
-        for name in options.recipes.split(",")
-        for draws in (1, 4)
-        for row in measure(name, draws, options.rows, options.repeats)
-    ]
-    print(table(found, ["network", "K", "way", "rows per second", "time / plain"]))
-    write("private_step", {"rows": found, "threads": options.threads, "batch": options.rows})
+    keep_freed_memory()  # As training does.
+    if options.peak:
+        print(json.dumps(peak_here(options.peak, options)))
+        return
+    print(table(run(options), COLUMNS))
 
 
 if __name__ == "__main__":

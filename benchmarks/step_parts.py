@@ -1,0 +1,262 @@
+"""Whole steps of private training, taken apart: the real loop with a clock around every part.
+
+One worker runs in this process; several are processes that meet over Gloo, as on a cluster. The
+ledger is a real one, on disk. What the clock sees, a part: ``batch`` the Poisson draw, ``rows`` the
+records' draws, ``compute`` forward, backward, clip and sum, ``charge`` the ledger, ``reduce`` the
+all-reduce, ``noise`` the rest of the noised step, ``update`` optimizer and average.
+"""
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from networks import networks
+
+from rapid_dist.collective import Collective, SingleProcess, TorchCollective
+from rapid_dist.data.images import ImageSpec, PrivateImages
+from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.compute import Precision
+from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdConfig, NoiseKind
+from rapid_dist.privacy.poisson import PoissonSampler
+from rapid_dist.private.draws import DrawMaker
+from rapid_dist.private.loop import train_private
+from rapid_dist.private.memory import keep_freed_memory
+from rapid_dist.private.per_example import clipped_sum, flat_size
+from rapid_dist.private.settings import TrainConfig
+from rapid_dist.private.step import PrivateStep
+from rapid_dist.storage import open_storage
+
+PARTS = ("batch", "rows", "compute", "charge", "reduce", "noise", "update")
+OVERHEAD = tuple(part for part in PARTS if part not in ("compute", "update"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One run of a few steps."""
+
+    network: str
+    small: bool = False
+    batch: int = 256  # Records expected in a step, of all workers.
+    draws: int = 1
+    micro_batch: int = 32
+    steps: int = 3  # After one that warms up.
+    workers: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    precision: Precision = "fp32"
+    noise: NoiseKind = "fast"
+
+
+class Clock:
+    """Seconds of every part of every step, and bytes that went over the network."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.seconds: list[dict[str, float]] = []
+        self.bytes: list[int] = []
+        self.begin()
+
+    def begin(self) -> None:
+        self.seconds.append(defaultdict(float))
+        self.bytes.append(0)
+        self.started = self.now()
+
+    def now(self) -> float:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Any:
+        start = self.now()
+        yield
+        self.seconds[-1][name] += self.now() - start
+
+
+class _Watched:
+    """Anything, with a clock around some of its methods."""
+
+    def __init__(self, inner: Any, clock: Clock, parts: dict[str, str]) -> None:
+        self._inner, self._clock, self._parts = inner, clock, parts
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name not in self._parts:
+            return found
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._clock.part(self._parts[name]):
+                if name == "sum_":
+                    self._clock.bytes[-1] += args[0].numel() * args[0].element_size()
+                return found(*args, **kwargs)
+
+        return timed
+
+
+class _Keeper:
+    """Writes the ledger's entries, as the keeper does, and counts no budget."""
+
+    def __init__(self, ledger: Ledger, mechanism: DpSgdConfig) -> None:
+        self._ledger, self._mechanism = ledger, mechanism
+        self.affordable_steps = mechanism.steps
+
+    def begin_attempt(self) -> Any:
+        self.number = self._ledger.begin_attempt("benchmark")
+        return self
+
+    def charge(self, step: int, attempt: int | None = None) -> None:
+        event = self._mechanism.event()
+        self._ledger.append("step", "benchmark", attempt=self.number, step=step, event=event)
+
+
+def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[str, Any]:
+    """Runs the steps on one worker and returns medians: seconds of parts, of a step, bytes."""
+    torch.set_num_threads(setting.threads)
+    keep_freed_memory()
+    network = networks()[setting.network]
+    network = network.small() if setting.small else network
+    denoiser = network.open(setting.device)
+    spec = ImageSpec(
+        name="random", num_records=8 * setting.batch, channels=network.channels,
+        size=network.size, num_classes=network.num_classes, licence="none",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    shape = (spec.num_records, network.channels, network.size, network.size)
+    images = PrivateImages(
+        images=rng.integers(0, 256, shape, dtype=np.uint8),
+        labels=rng.integers(0, network.num_classes, spec.num_records),
+        groups=None,
+        spec=spec,
+    )
+    mechanism = DpSgdConfig(
+        num_records=spec.num_records, expected_batch=setting.batch, steps=setting.steps + 1,
+        max_grad_norm=1.0, noise_multiplier=1.0, noise=setting.noise,
+    )  # fmt: skip
+    config = TrainConfig(
+        mode="late", multiplicity=setting.draws, micro_batch=setting.micro_batch,
+        trainable=network.trainable, precision=setting.precision, checkpoint_every=10**6,
+    )  # fmt: skip
+    draws: Any = DrawMaker(
+        images=images, config=config, schedule=ScheduleConfig(), split_step=450,
+        no_label=network.num_classes, label_drop=0.1, find_references=None,
+    )  # fmt: skip
+    clock = Clock(setting.device)
+
+    def engine(*args: Any) -> torch.Tensor:
+        with clock.part("compute"):
+            return clipped_sum(*args)
+
+    class Sampler(PoissonSampler):
+        def batch(self, step: int) -> np.ndarray:
+            with clock.part("batch"):
+                return super().batch(step)
+
+    class Step(PrivateStep):
+        def noised_gradient(self, denoiser: Any, step: int) -> torch.Tensor:
+            clock.begin()
+            flat = super().noised_gradient(denoiser, step)
+            took = clock.now() - clock.started
+            clock.seconds[-1]["noise"] = took - sum(clock.seconds[-1].values())
+            return flat
+
+    def on_step(metrics: dict[str, float]) -> None:
+        took = clock.now() - clock.started
+        clock.seconds[-1]["update"] = took - sum(clock.seconds[-1].values())
+
+    keeper: Any = _Keeper(Ledger.open(str(folder / "ledger"), "random"), mechanism)
+    watched_draws: Any = _Watched(draws, clock, {"rows": "rows"})
+    watched_keeper: Any = _Watched(keeper, clock, {"charge": "charge"})
+    watched: Any = _Watched(collective, clock, {"sum_": "reduce"})
+    train_private(
+        denoiser,
+        watched_draws,
+        mechanism,
+        collective=watched,
+        keeper=watched_keeper,
+        checkpoints=Checkpoints(open_storage(str(folder / "checkpoints"))),
+        on_step=on_step,
+        engine=engine,
+        step_type=Step,
+        sampler_type=Sampler,
+        new_key=lambda: SecretKey(bytes(range(32))),  # The same batches for any number of workers.
+    )
+    measured = clock.seconds[2:]  # After what came before the first step, and the first step.
+    parts = {part: median(step[part] for step in measured) for part in PARTS}
+    step_seconds = median(sum(step.values()) for step in measured)
+    return {
+        **parts,
+        "step": step_seconds,
+        "rows per second": setting.batch * setting.draws / step_seconds,
+        "reduced bytes": max(clock.bytes),
+        "values": flat_size(denoiser),
+    }
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """Runs a setting and returns rank 0's figures, with the slowest rank's compute beside them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if setting.workers == 1:
+            found = [run_worker(setting, SingleProcess(), folder)]
+        else:
+            found = _on_processes(setting, folder)
+    return {**found[0], "slowest compute": max(one["compute"] for one in found)}
+
+
+def _on_processes(setting: Setting, folder: Path) -> list[dict[str, Any]]:
+    context: Any = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_process, args=(rank, setting, folder, queue))
+        for rank in range(setting.workers)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(queue.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return [found[rank] for rank in range(setting.workers)]
+
+
+def _process(rank: int, setting: Setting, folder: Path, queue: Any) -> None:
+    torch.set_num_threads(setting.threads)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=setting.workers,
+    )
+    try:
+        queue.put((rank, run_worker(setting, TorchCollective(), folder)))
+    finally:
+        dist.destroy_process_group()
+
+
+def interleaved(
+    settings: dict[str, Setting], repeats: int, run_one: Callable[[Setting], Any] = run
+) -> dict[str, dict[str, float]]:
+    """Runs settings in turn, several times; returns the median of every figure of each."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    for _ in range(repeats):
+        for name, setting in settings.items():
+            found[name].append(run_one(setting))
+    return {
+        name: {figure: median(one[figure] for one in runs) for figure in runs[0]}
+        for name, runs in found.items()
+    }
+
+
+def with_workers(setting: Setting, workers: int, threads: int) -> Setting:
+    return replace(setting, workers=workers, threads=threads)

@@ -1,0 +1,76 @@
+"""The benchmarks' own arithmetic, and that those for a GPU ask for no cluster."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# What a machine with a GPU may lack; to whoever looks for one of them it is not there.
+ABSENT = (
+    "ray", "mlflow", "faiss", "pydantic", "opacus", "dp_accounting", "scipy", "sklearn", "boto3",
+    "cryptography", "matplotlib", "torchmetrics",
+)  # fmt: skip
+WITHOUT = """
+import runpy, sys
+class Without:
+    def __init__(self, inner):
+        self.inner = inner
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            return None
+        return self.inner.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+sys.argv = {argv!r}
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+def _benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run_without(absent: tuple[str, ...], *argv: str) -> subprocess.CompletedProcess[str]:
+    path = str(ROOT / "benchmarks" / "gpu" / "run.py")
+    code = WITHOUT.format(absent=set(absent), argv=["run.py", *argv], path=path)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_gpu_piece_is_rehearsed_where_vendors_are_lacking(tmp_path: Path) -> None:
+    done = _run_without(ABSENT, "step-mnist-16", "--rehearse", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "left out, Opacus is not there: opacus hooks" in done.stdout
+    found = json.loads((tmp_path / "step-mnist-16.json").read_text())
+    assert {row["way"] for row in found["rows"]} == {"plain", "ours", "vmap", "reference"}
+    assert all(row["seconds"] > 0 for row in found["rows"])
+
+
+def test_the_gpu_pieces_are_listed_where_vendors_are_lacking() -> None:
+    done = _run_without(ABSENT, "--list")
+    assert done.returncode == 0, done.stderr
+    assert "step-cifar-16" in done.stdout.split()
+
+
+def test_the_list_would_notice_a_vendor_that_is_needed() -> None:
+    assert _run_without(("diffusers",), "--list").returncode != 0
+
+
+def test_a_new_row_takes_the_place_of_that_of_its_name(tmp_path: Path) -> None:
+    path, output = tmp_path / "rows.json", _benchmark("output")
+    old = [{"way": "plain", "K": 1, "seconds": 1.0}, {"way": "ours", "K": 1, "seconds": 2.0}]
+    output.write_json(path, {"rows": old})
+    found = output.merged(path, [{"way": "ours", "K": 1, "seconds": 3.0}], ("way", "K"))
+    assert [row["seconds"] for row in found] == [1.0, 3.0]
+    assert output.merged(tmp_path / "none.json", old, ("way", "K")) == old
