@@ -29,9 +29,7 @@ BLOCK_ROWS = 64
 class Generator:
     """The released generator; each sample is a pure function of (label, seed, id)."""
 
-    def __init__(
-        self, bundle: Bundle, device: str = "cpu", precision: Precision = "fp32"
-    ) -> None:
+    def __init__(self, bundle: Bundle, device: str = "cpu", precision: Precision = "fp32") -> None:
         self._bundle = bundle
         self._device = device
         self._denoiser = bundle.denoiser.to(device).eval()
