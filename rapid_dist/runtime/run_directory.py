@@ -8,7 +8,8 @@
 
 A directory belongs to one recipe. What has cost privacy is never made again because a setting
 has changed: such a run is refused and told to go elsewhere. Samples and figures cost nothing, so
-they are dropped and made again.
+they are dropped and made again. A setting that is newer than the directory has not changed: what
+config.yaml leaves out had its default, so a new setting's default must be what was done before.
 """
 
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rapid_dist.config import Recipe, to_tree, to_yaml
+from rapid_dist.config import Recipe, parse_recipe, to_tree, to_yaml
 from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.recipe_files import parse_tree
@@ -124,7 +125,7 @@ class RunDirectory:
             self.storage.create("config.yaml", text)
             return
         except AlreadyExists:
-            before = _flat(parse_tree(self.storage.read("config.yaml").decode()))
+            before = _flat(to_tree(self._begun_with(recipe)))
         now = _flat(to_tree(recipe))
         changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
         stale: set[str] = set()
@@ -141,6 +142,20 @@ class RunDirectory:
                 for name in self.storage.list(prefix):
                     self.storage.delete(name)
         self.storage.write("config.yaml", text)
+
+    def _begun_with(self, recipe: Recipe) -> Recipe:
+        """Returns what config.yaml describes, newer settings than it at their defaults."""
+        place = f"{self.storage.uri}/config.yaml"
+        tree, now = parse_tree(self.storage.read("config.yaml").decode(), place), to_tree(recipe)
+        for section in set(FREE) & tree.keys():  # What changes no result may also go.
+            tree[section] = {k: v for k, v in tree[section].items() if k in now[section]}
+        try:
+            return parse_recipe(tree)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{place} is of a version with other settings: {error} Use another --out, or go on "
+                "with the version that began it."
+            ) from None
 
     def _run_name(self, recipe: str) -> str:
         """Returns the run's name in the ledger: the same whenever the run goes on."""

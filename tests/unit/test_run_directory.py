@@ -1,9 +1,12 @@
 """A run directory belongs to one recipe, and knows what has been done in it."""
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from rapid_dist.config import Recipe, parse_recipe
 from rapid_dist.errors import ConfigError
@@ -78,6 +81,44 @@ def test_where_a_run_happens_may_change(changes: dict[str, object], tmp_path: Pa
     with RunDirectory(_recipe(), str(tmp_path)).stage("train"):
         pass
     assert RunDirectory(_recipe(**changes), str(tmp_path)).is_done("train")
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrites config.yaml as a version with other settings would have left it."""
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    change(tree)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+def _made_older(tree: dict[str, Any]) -> None:
+    """Takes settings out, as if they had come later: of three sections, and a section whole."""
+    del tree["train"]["precision"], tree["data"]["public"][0]["margin"], tree["adapt"]
+    del tree["runtime"]["search"]
+    tree["runtime"]["of_old"] = 3  # One that is gone since, and changed no result.
+
+
+def test_a_run_goes_on_under_a_version_that_has_got_new_settings(tmp_path: Path) -> None:
+    with RunDirectory(_recipe(), str(tmp_path)).stage("train"):
+        pass
+    whole = (tmp_path / "config.yaml").read_bytes()
+    _edit(tmp_path, _made_older)
+    again = RunDirectory(_recipe(), str(tmp_path))
+    assert again.is_done("train")
+    assert (tmp_path / "config.yaml").read_bytes() == whole
+
+
+def test_a_new_setting_that_is_not_what_was_done_before_is_refused(tmp_path: Path) -> None:
+    RunDirectory(_recipe(), str(tmp_path))
+    _edit(tmp_path, _made_older)
+    with pytest.raises(ConfigError, match=r"begun with train\.precision='auto', now it is 'bf16'"):
+        RunDirectory(_recipe(train={"precision": "bf16"}), str(tmp_path))
+
+
+def test_a_setting_that_shaped_a_run_and_is_gone_since_is_refused(tmp_path: Path) -> None:
+    RunDirectory(_recipe(), str(tmp_path))
+    _edit(tmp_path, lambda tree: tree["train"].update(of_old=3))
+    with pytest.raises(ConfigError, match=r"config\.yaml .*no setting train\.of_old .*--out"):
+        RunDirectory(_recipe(), str(tmp_path))
 
 
 def test_a_debug_run_never_becomes_one_that_may_be_released(tmp_path: Path) -> None:
