@@ -21,7 +21,13 @@ from rapid_dist.public.build import ShardPlan, ShardTask
 from rapid_dist.retrieval.manifest import ShardRecord
 from rapid_dist.storage import Storage
 
-Report = Callable[[dict[str, float]], None]
+
+class Report(Protocol):
+    """Takes what a loop has to say; ``part`` names what in the loop has a count of its own."""
+
+    def __call__(self, figures: dict[str, float], part: str = "") -> None: ...
+
+
 Task = Callable[[Collective, Report], None]
 
 

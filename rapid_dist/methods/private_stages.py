@@ -6,6 +6,7 @@ mechanisms or post-processing of it. Everything else stays in the processes that
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -90,6 +91,18 @@ def nearest_clusters(
     return np.concatenate(parts)
 
 
+def row_counter(say: Callable[[dict[str, float]], None], steps: int) -> Callable[[int], None]:
+    """Returns what adds up rows and says how many of ``steps`` are done."""
+    done = 0
+
+    def on_rows(rows: int) -> None:
+        nonlocal done
+        done += rows
+        say({"step": done, "steps": steps})
+
+    return on_rows
+
+
 def run_prior(context: RunContext) -> None:
     """Lets every record vote once; the noised histogram leaves, and is charged before."""
     settings, query = context.settings, context.plan.prior
@@ -102,15 +115,10 @@ def run_prior(context: RunContext) -> None:
     centroids = open_centroids(settings, context.public.uri, base)
     context.report("clusters", {"step": 1, "steps": 1})
     features_of = open_features(settings, context.public.uri)
-    steps, done = len(images) + len(base.features), 0
-
-    def progress(rows: int) -> None:
-        nonlocal done
-        done += rows
-        context.report("prior", {"step": done, "steps": steps})
-
+    declared = images.spec.num_records  # Public, as all that is reported from here (P1, P9).
+    progress = row_counter(partial(context.report, "prior"), declared + len(base.features))
     clusters = nearest_clusters(
-        lambda rows: features_of(images.images[rows]), len(images), centroids, progress
+        lambda rows: features_of(images.images[rows]), declared, centroids, progress
     )
     nearest = nearest_clusters(
         lambda rows: base.features[rows], len(base.features), centroids, progress
@@ -233,7 +241,7 @@ class TrainTask:
                 split_step=settings.split.split_step,
                 no_label=denoiser.no_label,
                 label_drop=settings.network.label_drop,
-                find_references=self.find_references(images),
+                find_references=self.find_references(images, report),
             ),
             self.mechanism,
             collective=collective,
@@ -263,8 +271,14 @@ class TrainTask:
         )
         return replace(config, micro_batch=micro_batch)
 
-    def find_references(self, images: PrivateImages) -> FindReferences | None:
-        """Returns what finds the surrogates of these images, if the mode wants any."""
+    def find_references(
+        self, images: PrivateImages, report: Report = lambda figures, part="": None
+    ) -> FindReferences | None:
+        """Returns what finds the surrogates of these images, if the mode wants any.
+
+        Args:
+          report: is told how far the search for the images' clusters is.
+        """
         if self.settings.train.mode != "surrogate":
             return None
         if self.settings.train.surrogate == "query" and self.searcher is not None:
@@ -272,7 +286,7 @@ class TrainTask:
         base = open_knowledge_base(self.settings, self.public_uri)
         if self.settings.train.surrogate == "query":
             return self._by_query(base)
-        return self._by_cluster(base, images)
+        return self._by_cluster(base, images, report)
 
     def _by_query(self, base: Searcher) -> FindReferences:
         """The paper's way: the record's noised state at k asks for its nearest trajectory."""
@@ -291,12 +305,21 @@ class TrainTask:
 
         return find
 
-    def _by_cluster(self, base: KnowledgeBase, images: PrivateImages) -> FindReferences:
+    def _by_cluster(
+        self, base: KnowledgeBase, images: PrivateImages, report: Report
+    ) -> FindReferences:
         """The prior's way: any entry of the record's own cluster, as sampling will draw it."""
         centroids = open_centroids(self.settings, self.public_uri, base)
         features_of = open_features(self.settings, self.public_uri)
-        cluster_of_record = assign(features_of(images.images), centroids)
-        cluster_of_entry = base.per_entry(assign(base.features, centroids))
+        declared = images.spec.num_records  # Public, as all that is reported from here (P1, P9).
+        progress = row_counter(partial(report, part="clusters"), declared + len(base.features))
+        cluster_of_record = nearest_clusters(
+            lambda rows: features_of(images.images[rows]), declared, centroids, progress
+        )
+        nearest = nearest_clusters(
+            lambda rows: base.features[rows], len(base.features), centroids, progress
+        )
+        cluster_of_entry = base.per_entry(nearest)
         order = np.argsort(cluster_of_entry, kind="stable")
         sizes = np.bincount(cluster_of_entry, minlength=len(centroids))
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]])

@@ -53,7 +53,7 @@ class Figures:
 
     def on_report(self, stage: str, figures: dict[str, float]) -> None:
         """Takes one report of a loop: ``step`` of ``steps``, and what else it has to say."""
-        if stage in PRIVATE_STAGES and not self._debug:
+        if stage.partition(" ")[0] in PRIVATE_STAGES and not self._debug:  # And all parts of one.
             figures = {name: value for name, value in figures.items() if name in HOW_FAR}
         step, steps = int(figures["step"]), int(figures["steps"])
         self._progress.update(stage, step, steps)

@@ -42,7 +42,11 @@ class ProcessWorkers:
     def run(self, task: Task, *, name: str, num_workers: int) -> None:
         """Runs the loop once; the world has size one whatever ``num_workers`` says."""
         torch.set_num_threads(self._threads)
-        task(SingleProcess(), lambda metrics: self._on_report(name, metrics))
+
+        def report(figures: dict[str, float], part: str = "") -> None:
+            self._on_report(f"{name} {part}".rstrip(), figures)
+
+        task(SingleProcess(), report)
 
 
 class RayWorkers:
@@ -122,8 +126,8 @@ class RayWorkers:
         while True:
             thread.join(POLL_SEC)
             finished = not thread.is_alive()  # Asked first, so that no last report is missed.
-            for metrics in ray.get(mailbox.collect.remote()):
-                self._on_report(name, metrics)
+            for figures, part in ray.get(mailbox.collect.remote()):
+                self._on_report(f"{name} {part}".rstrip(), figures)
             if finished:
                 return outcome[0] if outcome else None
 
@@ -142,13 +146,13 @@ class _Mailbox:
     """What workers have to tell the driver, until the driver asks."""
 
     def __init__(self) -> None:
-        self._reports: list[dict[str, float]] = []
+        self._reports: list[tuple[dict[str, float], str]] = []
         self._refusal: tuple[str, str] | None = None
 
-    def post(self, metrics: dict[str, float]) -> None:
-        self._reports.append(metrics)
+    def post(self, figures: dict[str, float], part: str) -> None:
+        self._reports.append((figures, part))
 
-    def collect(self) -> list[dict[str, float]]:
+    def collect(self) -> list[tuple[dict[str, float], str]]:
         reports, self._reports = self._reports, []
         return reports
 
@@ -168,9 +172,9 @@ def _loop(task: Task, mailbox: Any, threads: int) -> Callable[[], None]:
         torch.set_num_threads(threads)
         collective = TorchCollective()
 
-        def report(metrics: dict[str, float]) -> None:
+        def report(figures: dict[str, float], part: str = "") -> None:
             if collective.rank == 0:
-                mailbox.post.remote(metrics)
+                mailbox.post.remote(figures, part)
 
         try:
             task(collective, report)

@@ -31,6 +31,15 @@ class SumOfRanks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountsTwoThings:
+    """Reports of a part of itself, and then of itself."""
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        report({"step": 1.0}, part="clusters")
+        report({"step": 2.0})
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiesOnce:
     """Kills its own process in the first attempt; leaves a mark an attempt."""
 
@@ -73,6 +82,21 @@ def test_every_rank_sees_the_sum_and_rank_0_is_heard(num_workers: int, tmp_path:
     total = float(sum(range(1, num_workers + 1)))
     assert reports == [("sum", {"total": total, "key": 7.0})]
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == [f"{total}"] * num_workers
+
+
+TWO_COUNTS = [("train clusters", {"step": 1.0}), ("train", {"step": 2.0})]
+
+
+def test_a_part_of_a_stage_has_a_count_of_its_own_under_the_name_of_its_stage() -> None:
+    reports: list[tuple[str, dict[str, float]]] = []
+    _workers(reports).run(CountsTwoThings(), name="train", num_workers=2)
+    assert reports == TWO_COUNTS
+    reports.clear()
+    here = ProcessWorkers(
+        threads=1, on_report=lambda name, figures: reports.append((name, figures))
+    )
+    here.run(CountsTwoThings(), name="train", num_workers=1)
+    assert reports == TWO_COUNTS
 
 
 def test_a_dead_worker_is_survived_and_the_loop_starts_again(tmp_path: Path) -> None:

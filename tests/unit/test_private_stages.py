@@ -1,9 +1,12 @@
 """What the private stages do with a record that has no answer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from rapid_dist.data.sources import load_private
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import private_stages
 from rapid_dist.private.draws import FindReferences
@@ -17,15 +20,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> UntrainedRun:
     return UntrainedRun(tmp_path_factory.mktemp("run"))
 
 
-def _by_query(run: UntrainedRun) -> FindReferences:
-    task = private_stages.TrainTask(
-        settings=run.settings,
+def _task(run: UntrainedRun, **changes: object) -> private_stages.TrainTask:
+    return private_stages.TrainTask(
+        settings=replace(run.settings, **changes),
         mechanism=mechanism(),
         public_uri=run.public.uri,
         out_uri=run.out.uri,
         keeper=None,
     )
-    return task._by_query(run.knowledge_base())
+
+
+def _by_query(run: UntrainedRun) -> FindReferences:
+    return _task(run)._by_query(run.knowledge_base())
 
 
 def test_the_search_for_clusters_says_how_far_it_is_and_depends_on_no_slice() -> None:
@@ -43,6 +49,24 @@ def test_the_search_for_clusters_says_how_far_it_is_and_depends_on_no_slice() ->
     none = private_stages.nearest_clusters(lambda part: features[part], 0, centroids, rows.append)
     assert none.shape == (0,)
     assert none.dtype == np.int64
+
+
+def test_the_search_for_surrogates_clusters_says_how_far_it_is_by_declared_numbers_alone(
+    run: UntrainedRun,
+) -> None:
+    images, _ = load_private(run.settings.private, None)
+    entries = len(run.knowledge_base().features)
+    said: list[tuple[dict[str, float], str]] = []
+    train = replace(run.settings.train, mode="surrogate", surrogate="cluster")
+    base = replace(run.settings.knowledge_base, clusters=4)
+    _task(run, train=train, knowledge_base=base).find_references(
+        images, lambda figures, part="": said.append((figures, part))
+    )
+    assert {part for _, part in said} == {"clusters"}
+    total = run.settings.private.num_records + entries
+    assert {figures["steps"] for figures, _ in said} == {total}
+    assert [figures["step"] for figures, _ in said] == [1024, 1432, total]
+    assert {name for figures, _ in said for name in figures} == {"step", "steps"}
 
 
 def _find(find: FindReferences, clean: torch.Tensor) -> torch.Tensor:
