@@ -102,7 +102,7 @@ def epsilon_svg(curve: EpsilonCurve) -> str:
     left, right, top, bottom = 56, 24, 16, 44
     most = max(curve.budget, *(epsilon for line in curve.lines.values() for _, epsilon in line))
     x_end = max(1, *(line[-1][0] for line in curve.lines.values()))
-    x_ticks, y_ticks = _ticks(x_end), _ticks(most * 1.08)
+    x_ticks, y_ticks = _ticks(x_end, whole=True), _ticks(most * 1.08)
     y_end = max(y_ticks[-1], most * 1.08)
 
     def x(step: float) -> float:
@@ -135,11 +135,14 @@ def epsilon_svg(curve: EpsilonCurve) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _ticks(end: float) -> list[float]:
-    """Returns 4 to 9 round numbers from 0 up to at most ``end``."""
+def _ticks(end: float, *, whole: bool = False) -> list[float]:
+    """Returns a few round numbers from 0 up to at most ``end``; ``whole`` ones count things."""
     raw = end / 5
     power = 10.0 ** math.floor(math.log10(raw))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda size: abs(size - raw))
+    sizes = [m * power for m in (1, 2, 2.5, 5, 10)]
+    if whole:
+        sizes = [size for size in sizes if size == round(size)] or [1.0]
+    step = min(sizes, key=lambda size: abs(size - raw))
     return [round(index * step, 10) for index in range(int(end / step + 1e-9) + 1)]
 
 

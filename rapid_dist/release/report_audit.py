@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rapid_dist.release.markup import Cell, Raw, Section, card, facts, paragraph, table
+from rapid_dist.release.markup import Cell, Raw, Section, card, escape, facts, paragraph, table
 
 KEY = "audit"
 _SECTION = re.compile(rf'<section id="{KEY}".*?</section>\n?', re.DOTALL)
@@ -39,11 +39,11 @@ def _body(audit: Mapping[str, Any]) -> str:
     )
     rows: list[list[Cell]] = [
         [
-            f"{one['check']}: {one['question']}",
+            Raw(markup=f"<small>{escape(one['check'])}</small>{escape(one['question'])}"),
             one["statistic"],
             one["bound"],
             f"{one['false_alarm']:.1g}" if one["false_alarm"] else _EXACT,
-            "passed" if one["passed"] else Raw(markup="<strong>FAILED</strong>", style="num"),
+            "passed" if one["passed"] else Raw(markup="FAILED", style="failed"),
         ]
         for one in results
     ]
@@ -54,13 +54,15 @@ def _body(audit: Mapping[str, Any]) -> str:
         ("code", str(audit["code"])),
     ]
     return (
-        paragraph(said)
+        paragraph(said, "" if audit["passed"] else "verdict bad")
         + facts(pairs)
+        + _tried(audit["mechanism"])
         + table(
             "What was asked of the installed code, on public stand-ins for the private images",
             ["question", "measured", "bound", "false alarm", "verdict"],
             rows,
-            numbers_from=3,
+            numbers_from=5,
+            kind="audit",
         )
         + paragraph(
             "A false alarm is the chance that right code fails the question; an exact one has "
@@ -68,4 +70,16 @@ def _body(audit: Mapping[str, Any]) -> str:
             "above all, finds gross ones only.",
             "note",
         )
+    )
+
+
+def _tried(mechanism: Mapping[str, Any]) -> str:
+    """The constants that were audited: an audit of others says less about this run."""
+    return paragraph(
+        f"It was made with {mechanism['steps']:,} steps of DP-SGD, sample rate "
+        f"{mechanism['expected_batch'] / mechanism['num_records']:.4g}, noise multiplier "
+        f"{mechanism['noise_multiplier']:.4g} and {mechanism['noise']} noise. Compare that with "
+        "the constants of the mechanism above: an audit of others is one of the same code, "
+        "but not of this run.",
+        "note",
     )

@@ -7,7 +7,8 @@ from rapid_dist.data.images import Int64Array, UInt8Array
 from rapid_dist.release.markup import Cell, Raw, Section, escape, image, paragraph, table
 from rapid_dist.release.plots import ImageSet, strip
 
-TILES_A_ROW = 19  # As many as a screen of 1100 pixels shows without scrolling.
+OWN_IMAGES = 8  # Of a class, by the generator,
+CONTROL_IMAGES = 3  # and by each control.
 MOST_CLASSES = 20
 GENERATOR = "generator"
 NO_CONTROLS = (
@@ -17,20 +18,17 @@ NO_CONTROLS = (
 )
 SUSPICIOUS = 0.01  # A p-value below it is shown as a warning.
 
-# What a stage touches, which is what a reader wants to know of it. Others show nothing.
+# What a stage touches, which is what a reader wants to know of it.
 STAGES = {
+    "initial": "no data",
     "pretrain": "public images only",
     "contrast": "public images only",
-    "adapt": "public images only",
-    "trajectories": "public images only",
     "index": "public images only",
     "prior": "private: one noised histogram, charged",
-    "votes": "private: one noised histogram, charged",
+    "adapt": "public images and that histogram: post-processing, free",
     "train": "private: DP-SGD, every step charged",
     "generate": "no data: post-processing, free",
     "evaluate": "private: internal figures, not released",
-    "register": "no data",
-    "report": "no data",
 }
 
 
@@ -38,19 +36,13 @@ def samples_section(
     class_names: Sequence[str], samples: ImageSet, controls: Mapping[str, ImageSet]
 ) -> Section:
     """Returns samples by class with the controls beside them."""
-    sets = {GENERATOR: samples, **controls}
     names = class_names[:MOST_CLASSES] or ("all",)
-    count = min(max(TILES_A_ROW // len(sets), 3), 10)
-    rows: list[list[Cell]] = [
-        [name, *(_cell(kind, s.first(label, count), name) for kind, s in sets.items())]
-        for label, name in enumerate(names)
-    ]
+    grids = [_grid(GENERATOR, samples, names, OWN_IMAGES)]
+    grids += [_grid(kind, images, names, CONTROL_IMAGES) for kind, images in controls.items()]
     said = "The first images of each class, in order of their ids; none was selected."
     if len(class_names) > MOST_CLASSES:
         said += f" {len(class_names) - MOST_CLASSES} further classes are not shown."
-    body = paragraph(said, "note") + table(
-        "", ["class", *sets], rows, numbers_from=len(sets) + 1, kind="grid-table"
-    )
+    body = paragraph(said, "note") + f'<div class="sets">{"".join(grids)}</div>'
     if controls:
         body += paragraph(
             "Controls show what comes without, or with less, private training. A generator that "
@@ -197,16 +189,17 @@ def _lead(quality: Mapping[str, Any]) -> str:
         return paragraph(NO_CONTROLS, "verdict bad")
     if lead is None:
         return ""
-    best = max(quality["controls"], key=lambda n: quality["controls"][n]["classifiers"]["mean"])
+    means = {name: one["classifiers"]["mean"] for name, one in quality["controls"].items()}
+    best = max(means, key=lambda name: means[name])
     if lead > 0:
         return paragraph(
-            f"The generator beats every control in mean accuracy, the best of them ({best}) by "
+            f'The generator beats every control in mean accuracy, the best of them, "{best}", by '
             f"{100 * lead:.1f} points.",
             "verdict",
         )
     return paragraph(
-        f"The generator does not beat its controls: {best} has a mean accuracy that is "
-        f"{100 * abs(lead):.1f} points higher, and it spends no more.",
+        f'The generator does not beat its controls: "{best}" has a mean accuracy that is '
+        f"{100 * abs(lead):.1f} points higher, and spends no more.",
         "verdict bad",
     )
 
@@ -226,10 +219,17 @@ def _nearness(figures: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(kind: str, shown: UInt8Array, name: str) -> Cell:
-    if len(shown) == 0:
-        return "none"
-    return Raw(markup=_picture(shown, f"{len(shown)} images of class {name}, {kind}"))
+def _grid(kind: str, images: ImageSet, names: Sequence[str], count: int) -> str:
+    """A row a class with its first images; every set is a table, and they flow with the page."""
+
+    def cell(label: int, name: str) -> Cell:
+        shown = images.first(label, count)
+        if len(shown) == 0:
+            return "none"
+        return Raw(markup=_picture(shown, f"{len(shown)} images of class {name}, {kind}"))
+
+    rows = [[name, cell(label, name)] for label, name in enumerate(names)]
+    return table(kind, ["class", "images"], rows, numbers_from=2, kind="grid-table")
 
 
 def _picture(images: UInt8Array, alt: str) -> str:

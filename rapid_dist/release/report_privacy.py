@@ -90,8 +90,9 @@ def accounting_section(summary: Mapping[str, Any], curve: EpsilonCurve | None) -
         body += epsilon_svg(curve) + _legend(curve)
         body += (
             "<figcaption>One point a release: the noised histogram of the prior, where there is "
-            "one, then every step of training. A step that would pass the budget is refused "
-            "before it is taken.</figcaption></figure>"
+            "one, then every step of training. A step that would take the claimed line past the "
+            "budget is refused before it is taken; a looser accountant's line may pass it."
+            "</figcaption></figure>"
         )
     pairs = [
         ("steps of DP-SGD", f"{privacy['steps']:,}"),
@@ -119,13 +120,14 @@ def origin_section(summary: Mapping[str, Any], claim: Sequence[str]) -> Section:
     body += "<h3>Check it</h3>" + paragraph("The ledger's last entry has this hash:")
     body += f"<pre><code>{escape(privacy['ledger_head'])}</code></pre>"
     body += paragraph(
-        "The first command recomputes the chain of hashes and looks for that entry: without it, "
-        "entries cut off the end could not be noticed. The second recomputes epsilon from the "
-        "ledger alone:"
+        "In the run's directory, the first command recomputes the chain of hashes and looks for "
+        "that entry: without it, entries cut off the end could not be noticed. The second "
+        "recomputes epsilon from the ledger alone:"
     )
-    recipe = escape(summary["recipe"])
-    verify = f"rapid-dist ledger verify --recipe {recipe} --head {escape(privacy['ledger_head'])}"
-    body += f"<pre><code>{verify}\nrapid-dist ledger show --recipe {recipe}</code></pre>"
+    # What the run was told is in its config.yaml: a recipe's name alone may mean another ledger.
+    this = "--recipe config.yaml --out ."
+    verify = f"rapid-dist ledger verify {this} --head {escape(privacy['ledger_head'])}"
+    body += f"<pre><code>{verify}\nrapid-dist ledger show {this}</code></pre>"
     if registry:
         aliases = ", ".join(registry.get("aliases", [])) or "none"
         body += "<h3>The registered model</h3>" + facts(

@@ -72,13 +72,23 @@ tr.own > :first-child { box-shadow: inset 3px 0 0 var(--accent); padding-left: .
 td.bar { width: 34%; padding-right: 0; }
 td.bar span { display: block; height: .8rem; min-width: 2px; border-radius: 3px;
   background: var(--bar); }
+.sets { display: flex; flex-wrap: wrap; gap: .5rem 1.75rem; margin-top: 1rem; }
+.sets .scroll { max-width: 100%; }
+.grid-table { width: auto; }
+.grid-table caption { color: var(--ink); font-weight: 600; }
+.grid-table thead { display: none; }
 .grid-table td, .grid-table tbody th { border-bottom: 0; padding-top: .2rem;
   padding-bottom: .2rem; }
-.grid-table td + td { padding-left: .75rem; border-left: 1px solid var(--rule); }
-.grid-table thead th + th + th { padding-left: .75rem; border-left: 1px solid transparent; }
+.audit { table-layout: fixed; min-width: 46rem; }
+.audit th:nth-child(1) { width: 34%; } .audit th:nth-child(2) { width: 25%; }
+.audit th:nth-child(4) { width: 9%; } .audit th:nth-child(5) { width: 10%; }
+.audit th, .audit td { vertical-align: top; overflow-wrap: anywhere; white-space: normal; }
+.audit tbody th { font-weight: 400; }
+.audit small { display: block; color: var(--soft); font-weight: 600; }
+.audit .failed { color: var(--warn); font-weight: 700; }
 img { display: block; max-width: none; }
 .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(16.5rem, 1fr));
-  gap: 1rem 1.5rem; padding: 0; margin: 1rem 0 0; list-style: none; }
+  gap: 1rem 1.5rem; padding: 0; margin: 1rem 0; list-style: none; }
 .strips figure { margin: 0; }
 .strips .steps { display: flex; align-items: center; gap: .55rem; }
 .strips .steps span { color: var(--soft); }
@@ -98,12 +108,13 @@ svg .line-0 { stroke: var(--line-0); } svg .line-1 { stroke: var(--line-1);
 code { font: .88em ui-monospace, "Liberation Mono", monospace; overflow-wrap: anywhere; }
 pre { background: var(--page); border: 1px solid var(--rule); border-radius: 6px;
   padding: .75rem 1rem; overflow-x: auto; margin: .5rem 0 1rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr));
-  gap: 0 2.5rem; }
 footer { color: var(--soft); font-size: .88rem; padding-bottom: 3rem; }
 @media (max-width: 40rem) { section { padding: 1.1rem; }
   td.bar, th.bar { display: none; }
   .claim .sentence { font-size: 1.12rem; } }
 @media print { body { background: #fff; } nav { display: none; }
-  section, .banner { break-inside: avoid; } }
+  main, header.top, footer { max-width: none; padding: 0; }
+  .scroll { overflow: visible; } .audit { min-width: 0; }
+  h2, h3, caption { break-after: avoid; }
+  tr, figure, .facts, .banner, .verdict, .sets .scroll { break-inside: avoid; } }
 """

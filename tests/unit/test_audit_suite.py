@@ -94,7 +94,12 @@ def test_an_unknown_profile_is_a_wrong_configuration(capsys: pytest.CaptureFixtu
 
 
 def _audit(*results: CheckResult) -> dict[str, object]:
-    return {"profile": "quick", "created": "2026-01-02", "code": "1", **to_json(list(results))}
+    facts = {"profile": "quick", "created": "2026-01-02", "code": "1"}
+    mechanism = {
+        "num_records": 1000, "expected_batch": 125.0, "steps": 70, "noise_multiplier": 1.5816844,
+        "noise": "fast",
+    }  # fmt: skip
+    return {**facts, "mechanism": mechanism, **to_json(list(results))}
 
 
 def test_the_section_shows_every_answer_and_what_failed() -> None:
@@ -103,6 +108,11 @@ def test_the_section_shows_every_answer_and_what_failed() -> None:
     assert "8.0 C &lt;b&gt;" in body
     assert body.count("FAILED") == 2  # The verdict, and the row.
     assert "FAILED" not in audit_section(_audit(GOOD)).body
+
+
+def test_the_section_says_which_constants_were_tried_for_they_may_not_be_the_runs() -> None:
+    body = audit_section(_audit(GOOD)).body
+    assert "70 steps of DP-SGD, sample rate 0.125, noise multiplier 1.582 and fast noise" in body
 
 
 def test_a_page_gets_its_section_in_the_place_of_the_one_it_has() -> None:

@@ -177,8 +177,9 @@ def test_what_an_officer_looks_for_is_on_the_page() -> None:
 
 def test_the_officer_is_told_a_check_that_notices_entries_cut_off_the_ledger() -> None:
     page = render_report(_inputs())
-    assert f"ledger verify --recipe digits --head {'f00d' * 16}" in page  # Alone it does not.
-    assert "ledger show --recipe digits" in page  # Verify computes no epsilon.
+    this = "--recipe config.yaml --out ."  # Wherever the run was, and whatever it was told.
+    assert f"ledger verify {this} --head {'f00d' * 16}" in page  # Alone it does not.
+    assert f"ledger show {this}" in page  # Verify computes no epsilon.
 
 
 def test_a_run_of_the_prior_alone_has_a_report_and_states_the_noise_of_its_prior() -> None:
@@ -247,8 +248,8 @@ def test_a_generator_that_loses_to_a_control_is_reported_as_such() -> None:
     wins = Page(render_report(replace(_inputs(), quality=_quality(0.9, 0.5)))).text
     loses = Page(render_report(replace(_inputs(), quality=_quality(0.5, 0.9)))).text
     assert "beats every control" in wins
-    assert "the best of them (references) by 40.0 points" in wins
-    assert "does not beat its controls: references has a mean accuracy that is 40.0" in loses
+    assert 'the best of them, "references", by 40.0 points' in wins
+    assert 'does not beat its controls: "references" has a mean accuracy that is 40.0' in loses
 
 
 def test_a_report_without_controls_says_so_wherever_it_would_have_shown_them() -> None:
@@ -332,6 +333,17 @@ def test_the_curve_rises_as_epsilon_does_and_keeps_inside_its_frame() -> None:
 def test_a_curve_without_points_or_out_of_order_is_refused(points: list[tuple[int, float]]) -> None:
     with pytest.raises(ConfigError, match=r"The curve of rdp is over \["):
         EpsilonCurve(lines={"reported": [(1, 0.1)], "rdp": points}, budget=1.0)
+
+
+@pytest.mark.parametrize("releases", [1, 2, 13, 71, 404, 12_345])
+def test_releases_are_counted_in_whole_numbers(releases: int) -> None:
+    curve = EpsilonCurve(lines={"reported": [(releases, 1.0)]}, budget=1.0)
+    drawn = ET.fromstring(epsilon_svg(curve)).iter("text")
+    middle = [e.text or "" for e in drawn if e.get("text-anchor") == "middle"]
+    ticks = [text.replace(",", "") for text in middle if "releases" not in text]
+    assert 2 <= len(ticks) <= 9
+    assert [tick for tick in ticks if not tick.isdigit()] == []
+    assert len(set(ticks)) == len(ticks)
 
 
 def test_a_curve_of_nothing_is_refused() -> None:
