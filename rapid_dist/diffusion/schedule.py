@@ -51,6 +51,21 @@ class ScheduleConfig:
             raise ConfigError(f"A step must be in 0..{self.num_steps}, got {step}.")
         return float(self.levels()[step])
 
+    def step_law(self, top: int, log_level_mean: float | None, log_level_std: float) -> np.ndarray:
+        """Returns P(step <= t) for t in 1..top, float64 [top]: which steps training sees how often.
+
+        Even over the steps, or, with a mean, lognormal in the noise level (Karras et al. 2022,
+        Table 1) and cut off above ``top``: many steps lie at levels that hardly hide anything, and
+        their rows teach little.
+        """
+        if log_level_mean is None:
+            return np.arange(1, top + 1) / top
+        log_levels = np.log(self.levels()[1:])
+        density = np.exp(-0.5 * ((log_levels - log_level_mean) / log_level_std) ** 2)
+        chances = (density * np.gradient(log_levels))[:top]
+        law: np.ndarray = np.cumsum(chances)
+        return law / law[-1]
+
     def path(self, from_step: int, to_step: int, num_intervals: int) -> list[float]:
         """Returns ``num_intervals + 1`` noise levels that lead from one step down to another.
 

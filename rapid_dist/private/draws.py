@@ -53,11 +53,12 @@ class DrawMaker:
     def rows(self, records: np.ndarray, key: SecretKey, step: int, attempt: int) -> Rows:
         """Returns B * J * K rows; record i owns J * K of them, from row i * J * K on, by image.
 
-        ``full`` draws the step uniformly from the whole schedule, ``late`` from 1..v. Both noise
-        the record's own image: x_t = x_0 + s_t n. ``surrogate`` draws from 1..v and walks from the
-        record towards the retrieved public state: with x_v = r_0 + s_v n the noise that leads from
-        x_0 to x_v is n* = (x_v - x_0) / s_v, and x_t = x_0 + s_t n*; at t = v the input is exactly
-        what sampling will feed the network.
+        ``full`` draws the step from the whole schedule, ``late`` from 1..v, both by the law of
+        ``train.log_level_mean``; the K draws of an image take one step from each K-th of the law.
+        Both noise the record's own image: x_t = x_0 + s_t n. ``surrogate`` draws as ``late`` does,
+        and walks from the record towards the retrieved public state: with x_v = r_0 + s_v n the
+        noise that leads from x_0 to x_v is n* = (x_v - x_0) / s_v, and x_t = x_0 + s_t n*; at t = v
+        the input is exactly what sampling will feed the network.
         """
         count, draws = self.config.images_per_group, self.config.multiplicity
         own_streams = [
@@ -73,12 +74,14 @@ class DrawMaker:
         streams = [stream for stream in own_streams for _ in range(count)]  # One an image.
         shape = self.images.images.shape[1:]
         top = self.schedule.num_steps if self.config.mode == "full" else self.split_step
+        law = self.schedule.step_law(top, self.config.log_level_mean, self.config.log_level_std)
         steps = np.empty((len(chosen), draws), np.int64)
         noise = np.empty((len(chosen), draws, *shape), np.float32)
         clean = np.empty((len(chosen), draws, *shape), np.uint8)
         dropped = np.empty((len(chosen), draws), bool)
         for row, (image, stream) in enumerate(zip(chosen.tolist(), streams, strict=True)):
-            steps[row] = stream.integers(1, top + 1, draws)
+            quantiles = (np.arange(draws) + stream.random()) / draws
+            steps[row] = 1 + np.searchsorted(law, quantiles)
             noise[row] = stream.standard_normal((draws, *shape), dtype=np.float32)
             dropped[row] = stream.random(draws) < self.label_drop
             for draw in range(draws):

@@ -20,6 +20,9 @@ class TrainConfig:
         1  # K: draws (step, noise, augmentation) a record, averaged before the clip.
     )
     images_per_group: int = 1  # J: images of a group (a patient) in a step, averaged likewise.
+    # Of ln(noise level) of the rows (Karras et al. 2022, Table 1); null = evenly over the steps.
+    log_level_mean: float | None = None
+    log_level_std: float = 1.0
     shift: int = 0  # Augmentation: each draw shifts the image by up to this many pixels.
     flip: bool = False  # Augmentation: each draw mirrors the image with chance 1/2.
     learning_rate: float = 1e-3
@@ -50,6 +53,10 @@ class TrainConfig:
             raise ConfigError(
                 "train.shift and train.warmup_steps must not be negative, got "
                 f"{self.shift} and {self.warmup_steps}."
+            )
+        if self.log_level_std <= 0:
+            raise ConfigError(
+                f"train.log_level_std must be positive, got {self.log_level_std}. 1 is usual."
             )
         if self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
             raise ConfigError(

@@ -1,6 +1,7 @@
 """The grid of noise levels, the loss on it, and the randomness that belongs to a sample."""
 
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -146,3 +147,22 @@ def test_frozen_parameters_have_no_average() -> None:
     assert len(ema.average) == 1
     ema.copy_to([frozen, live])
     assert frozen.tolist() == [1.0, 1.0]
+
+
+def test_without_a_mean_every_step_is_as_likely() -> None:
+    law = ScheduleConfig().step_law(450, None, 1.0)
+    np.testing.assert_allclose(np.diff(law, prepend=0.0), 1 / 450)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-0.3, 1.0), (-1.2, 1.2)])
+def test_the_law_of_steps_is_lognormal_in_the_level_and_ends_at_the_top(
+    mean: float, std: float
+) -> None:
+    schedule = ScheduleConfig()
+    law = schedule.step_law(600, mean, std)
+    normal = NormalDist(mean, std)
+    log_levels = np.log(schedule.levels()[1:601])
+    expected = np.array([normal.cdf(level) for level in log_levels])
+    lowest, highest = normal.cdf(log_levels[0]), expected[-1]
+    np.testing.assert_allclose(law, (expected - lowest) / (highest - lowest), atol=0.005)
+    assert law[-1] == 1.0

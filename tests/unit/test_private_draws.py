@@ -66,16 +66,45 @@ def test_every_step_and_attempt_draws_anew(mode: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "top"), [("full", 1000), ("late", SPLIT), ("surrogate", SPLIT)])
-def test_steps_are_uniform_up_to_the_top_of_the_mode(mode: str, top: int) -> None:
-    maker = draw_maker(mode=mode, multiplicity=2_000)
-    level = _rows(maker, [4, 5]).noise_level.double().numpy()
-    levels = SCHEDULE.levels()
-    steps = np.searchsorted(levels, level * (1 - 1e-5))
-    np.testing.assert_allclose(levels[steps], level, rtol=1e-6)
+@pytest.mark.parametrize("mean", [None, -1.0])
+def test_steps_follow_the_law_up_to_the_top_of_the_mode(
+    mode: str, top: int, mean: float | None
+) -> None:
+    law = SCHEDULE.step_law(top, mean, 1.0)
+    steps = _steps(draw_maker(mode=mode, multiplicity=1, log_level_mean=mean), 2_000)
     assert steps.min() >= 1
-    assert top * 0.99 < steps.max() <= top
-    # 4,000 uniform draws: the mean's stddev is top / sqrt(12 * 4000); false alarm 1e-6.
-    assert abs(steps.mean() - (top + 1) / 2) < 4.9 * top / (12 * 4_000) ** 0.5
+    assert steps.max() <= top
+    # Kolmogorov-Smirnov over 2,000 draws, K = 1; false alarm 1e-6 (the bound is 2.70 / sqrt(n)).
+    assert _distance(steps, law) < 2.70 / 2_000**0.5
+
+
+def test_the_law_test_would_notice_another_law() -> None:
+    steps = _steps(draw_maker(mode="late", multiplicity=1), 2_000)
+    assert _distance(steps, SCHEDULE.step_law(SPLIT, -1.0, 1.0)) > 2.70 / 2_000**0.5
+
+
+@pytest.mark.parametrize("mean", [None, 0.0])
+def test_the_draws_of_an_image_share_the_law_among_them(mean: float | None) -> None:
+    maker = draw_maker(mode="late", multiplicity=5, log_level_mean=mean)
+    quantiles = np.concatenate([[0.0], SCHEDULE.step_law(SPLIT, mean, 1.0)])
+    steps = _steps(maker, 10).reshape(-1, 5)
+    share = np.arange(5)
+    assert (quantiles[steps - 1] < (share + 1) / 5).all()
+    assert (quantiles[steps] >= share / 5).all()
+
+
+def _steps(maker: DrawMaker, records: int) -> np.ndarray:
+    """The steps of the rows of so many (record, step) pairs; records come again in other steps."""
+    found = []
+    for step in range(-(-records // 10)):
+        level = _rows(maker, list(range(10)), step=step).noise_level.double().numpy()
+        found.append(np.searchsorted(SCHEDULE.levels(), level * (1 - 1e-5)))
+    return np.concatenate(found)
+
+
+def _distance(steps: np.ndarray, law: np.ndarray) -> float:
+    found = np.bincount(steps, minlength=len(law) + 1)[1:].cumsum() / len(steps)
+    return float(np.abs(found - law).max())
 
 
 def test_the_range_test_would_notice_a_late_mode_that_draws_from_the_whole_schedule() -> None:
