@@ -63,8 +63,9 @@ class ScheduleConfig:
         log_levels = np.log(self.levels()[1:])
         density = np.exp(-0.5 * ((log_levels - log_level_mean) / log_level_std) ** 2)
         chances = (density * np.gradient(log_levels))[:top]
-        law: np.ndarray = np.cumsum(chances)
-        return law / law[-1]
+        law: np.ndarray = np.cumsum(chances) / chances.sum()
+        law[-1] = 1.0  # Whatever order the sums were made in.
+        return law
 
     def path(self, from_step: int, to_step: int, num_intervals: int) -> list[float]:
         """Returns ``num_intervals + 1`` noise levels that lead from one step down to another.
