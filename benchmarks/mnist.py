@@ -25,14 +25,15 @@ from rapid_dist.storage import open_storage
 # A small budget leaves training little to add, so the example enters at a lower noise level.
 AT_1 = ["privacy.epsilon=1", "privacy.prior_share=0.7", "privacy.expected_batch=2048"]
 AT_1 += ["privacy.steps=40", "train.ema_decay=0.95", "split.split_step=450"]
+AT_1 += ["train.learning_rate=0.001", "train.log_level_mean=null"]
 BUDGETS = {
-    "10": ["privacy.epsilon=10", "privacy.prior_share=0.3", "privacy.steps=250"],
+    "10": ["privacy.epsilon=10", "privacy.prior_share=0.3"],
     # All for the prior: at so small a budget a few noisy steps only undo what it gives.
     "0.2": [
         "privacy.epsilon=0.2",
         "privacy.prior_share=1",
-        "knowledge_base.clusters=10000",
-        "prior.threshold=3.6",
+        "knowledge_base.clusters=5000",
+        "prior.threshold=3.4",
         "split.split_step=250",
     ],
 }
@@ -154,7 +155,7 @@ def main() -> None:
             mode = f"train.mode={part}"
             run(f"{part}-1", [*AT_1, mode], controls=part == options.best, bare=True)
     if "splits" in parts:
-        for split in (300, 550, 650):
+        for split in (300, 600):
             run(
                 f"{options.best}-1-split-{split}",
                 [*AT_1, f"train.mode={options.best}", f"split.split_step={split}"],
