@@ -157,6 +157,7 @@ def index(
     debug: DebugOption = False,
 ) -> None:
     from rapid_dist.config import method_settings
+    from rapid_dist.methods.contamination_stage import without_dropped
     from rapid_dist.methods.index_stats import HISTOGRAM, STATS, write_stats
     from rapid_dist.runtime.run_directory import places
     from rapid_dist.storage import open_storage
@@ -167,9 +168,9 @@ def index(
     if stats:
         loaded = _load(recipe, overrides)
         where = places(loaded, out or f"runs/{loaded.name}")
-        found = write_stats(
-            method_settings(loaded), open_storage(where.public), open_storage(where.out)
-        )
+        place = open_storage(where.out)
+        settings = without_dropped(method_settings(loaded), place)
+        found = write_stats(settings, open_storage(where.public), place)
         print("\n".join(found.lines()))
         print(f"written    {where.out}/{STATS}, {HISTOGRAM}")
         said = {**said, "knowledge_base": asdict(found)}
@@ -338,7 +339,8 @@ def _print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:
     print(
         f"unit       one {unit['unit_name']} of {unit['num_units']:,}. {unit['unit_note']}".rstrip()
     )
-    for name in ("prior", "dp_sgd"):
+    counts = ("contamination",) if solved["contamination"] else ()
+    for name in (*counts, "prior", "dp_sgd"):
         event = solved[name] or {"none": ""}
         facts = ", ".join(f"{key} {_shown(value)}".rstrip() for key, value in event.items())
         print(f"{name:<10} {facts}")

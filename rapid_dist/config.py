@@ -26,6 +26,7 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.suite import EvaluationConfig
 from rapid_dist.methods.settings import MethodSettings, SplitConfig
 from rapid_dist.privacy.settings import PrivacyConfig
+from rapid_dist.private.contamination import ContaminationConfig
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
 from rapid_dist.public.contrast import ContrastConfig
@@ -103,6 +104,7 @@ class Recipe(_Node):
     pretrain: PretrainConfig = PretrainConfig()
     contrast: ContrastConfig = ContrastConfig()
     knowledge_base: KnowledgeBaseConfig = KnowledgeBaseConfig()
+    contamination: ContaminationConfig = ContaminationConfig()
     prior: PriorConfig = PriorConfig()
     adapt: AdaptConfig = AdaptConfig()
     privacy: PrivacyConfig
@@ -130,6 +132,7 @@ class Recipe(_Node):
                 f"train.images_per_group is {self.train.images_per_group}, but privacy.unit is "
                 "'record': one image is all there is. Set it to 1, or train.multiplicity higher."
             )
+        self.contamination.check_noise(self.privacy.contamination_noise)
         return self
 
     @property

@@ -24,6 +24,7 @@ def check(settings: MethodSettings) -> None:
         ("sampling.source", settings.sampling.source, "noise"),
         ("privacy.prior_share", settings.privacy.prior_share, 0.0),
         ("privacy.prior_noise", settings.privacy.prior_noise, None),
+        ("contamination.policy", settings.contamination.policy, "accept"),
     ):
         if value != wanted:
             raise ConfigError(

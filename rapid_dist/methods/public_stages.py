@@ -129,6 +129,11 @@ def open_features(settings: MethodSettings, public_uri: str) -> FeaturesOf:
     """Returns the function from clean images, uint8 [n, C, H, W], to features [n, F]."""
     if settings.knowledge_base.features == "pixels":
         return pixel_features
+    return open_extractor(settings, public_uri)
+
+
+def open_extractor(settings: MethodSettings, public_uri: str) -> FeaturesOf:
+    """Returns h on clean images: uint8 [n, C, H, W] to unit vectors float32 [n, F]."""
     public = open_storage(public_uri)
     extractor = artifacts.get_extractor(public.child(artifacts.extractor_name(settings)).uri)
 

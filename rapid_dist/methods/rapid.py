@@ -6,6 +6,7 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
     pretrain   D_pub on the pretrain split                                  public
     contrast   the extractor h on two noised views                          public
     index      trajectories of the reference split, sharded                 public
+    contamination  private images among the public ones                     internal, or charged
     prior      one vote a record, noised                                    charged
     adapt      D_pub to the private classes, by the prior alone             post-processing
     train      DP-SGD on the late steps                                     charged
@@ -13,7 +14,13 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
     evaluate   against private records                                      internal
 """
 
-from rapid_dist.methods import evaluation_stage, private_stages, public_stages, sampling_stages
+from rapid_dist.methods import (
+    contamination_stage,
+    evaluation_stage,
+    private_stages,
+    public_stages,
+    sampling_stages,
+)
 from rapid_dist.methods.context import Stage
 
 
@@ -23,6 +30,7 @@ def stages() -> tuple[Stage, ...]:
         Stage(name="pretrain", run=public_stages.run_pretrain),
         Stage(name="contrast", run=public_stages.run_contrast),
         Stage(name="index", run=public_stages.run_index),
+        Stage(name="contamination", run=contamination_stage.run_contamination),
         Stage(name="prior", run=private_stages.run_prior),
         Stage(name="adapt", run=private_stages.run_adapt),
         Stage(name="train", run=private_stages.run_train),

@@ -10,6 +10,7 @@ from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.suite import EvaluationConfig
 from rapid_dist.privacy.settings import PrivacyConfig
+from rapid_dist.private.contamination import ContaminationConfig
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
 from rapid_dist.public.contrast import ContrastConfig
@@ -53,6 +54,7 @@ class MethodSettings:
     pretrain: PretrainConfig
     contrast: ContrastConfig
     knowledge_base: KnowledgeBaseConfig
+    contamination: ContaminationConfig
     prior: PriorConfig
     adapt: AdaptConfig
     privacy: PrivacyConfig

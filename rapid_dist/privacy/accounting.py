@@ -79,13 +79,17 @@ class PrivacyPlan:
     dp_sgd: DpSgdConfig | None  # None: the prior takes the whole budget.
     reserve_steps: int
     epsilons: Epsilons  # With every reserve step spent.
+    contamination: GaussianEvent | None = None  # Counts of near-duplicates by public source.
+
+    @property
+    def queries(self) -> tuple[GaussianEvent, ...]:
+        return tuple(query for query in (self.contamination, self.prior) if query is not None)
 
     @property
     def events(self) -> tuple[Event, ...]:
-        prior = () if self.prior is None else (self.prior,)
         if self.dp_sgd is None:
-            return prior
-        return (*prior, self.dp_sgd.event(self.dp_sgd.steps + self.reserve_steps))
+            return self.queries
+        return (*self.queries, self.dp_sgd.event(self.dp_sgd.steps + self.reserve_steps))
 
 
 def epsilons(events: Sequence[Event], delta: float) -> Epsilons:
@@ -157,12 +161,16 @@ def affordable_steps(spent: Sequence[Event], budget: Budget, step: DpSgdEvent, a
 def _solve(config: PrivacyConfig, num_records: int, target: float) -> PrivacyPlan:
     """Solves for the PLD alone, at epsilon ``target``."""
     budget = Budget(epsilon=target, delta=config.delta)
-    prior = _prior(config, target)
+    contamination = _contamination(config)
+    first = () if contamination is None else (contamination,)
+    prior = _prior(config, target, first)
     dp_sgd = None
     if config.has_training:
-        dp_sgd = _solve_training(config, num_records, budget, () if prior is None else (prior,))
+        others = first if prior is None else (*first, prior)
+        dp_sgd = _solve_training(config, num_records, budget, others)
     unpriced = PrivacyPlan(
         budget=config.budget,
+        contamination=contamination,
         prior=prior,
         dp_sgd=dp_sgd,
         reserve_steps=0 if dp_sgd is None else config.reserve_steps,
@@ -171,14 +179,24 @@ def _solve(config: PrivacyConfig, num_records: int, target: float) -> PrivacyPla
     return replace(unpriced, epsilons=epsilons(unpriced.events, config.delta))
 
 
-def _prior(config: PrivacyConfig, target: float) -> GaussianEvent | None:
+def _contamination(config: PrivacyConfig) -> GaussianEvent | None:
+    if config.contamination_noise is None:
+        return None
+    return gaussian_event(config.contamination_noise, config.noise)
+
+
+def _prior(
+    config: PrivacyConfig, target: float, first: Sequence[GaussianEvent]
+) -> GaussianEvent | None:
+    """Solves the prior; ``first`` is what it shares the budget with where there is no training."""
     if config.prior_noise is not None:
         return gaussian_event(config.prior_noise, config.noise)
     if config.prior_share == 0:
         return None
     epsilon = config.epsilon * config.prior_share if config.has_training else target
     alone = Budget(epsilon=epsilon, delta=config.delta)
-    noise = solve_noise_multiplier(sample_rate=1.0, steps=1, budget=alone)
+    others = () if config.has_training else first
+    noise = solve_noise_multiplier(sample_rate=1.0, steps=1, budget=alone, others=others)
     return gaussian_event(noise, config.noise)
 
 

@@ -45,6 +45,8 @@ class PrivacyConfig:
     unit: Literal["record", "group"] = "record"
     prior_share: float = 0.1
     prior_noise: float | None = None  # The prior's noise stddev, instead of prior_share.
+    # Noise stddev of the counts of near-duplicates by public source; null = they are not released.
+    contamination_noise: float | None = None
     max_grad_norm: float = 1.0
     expected_batch: float | None = 256
     steps: int | None = 500
@@ -64,7 +66,10 @@ class PrivacyConfig:
             raise ConfigError(f"noise must be 'fast' or 'secure', got {self.noise!r}.")
         if not 0 <= self.prior_share <= 1:
             raise ConfigError(f"prior_share must be in [0, 1], got {self.prior_share}.")
-        for name in ("prior_noise", "max_grad_norm", "expected_batch", "steps", "noise_multiplier"):
+        for name in (
+            "prior_noise", "contamination_noise", "max_grad_norm", "expected_batch", "steps",
+            "noise_multiplier",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} must be positive and finite, got {value}.")

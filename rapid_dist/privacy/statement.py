@@ -143,15 +143,16 @@ def require_charged(plan: PrivacyPlan, ledger: Ledger, run: str) -> None:
     but it lacks what the run has released.
 
     Raises:
-      LedgerError: the prior's query or a planned step of the run is not in the ledger.
+      LedgerError: a planned query or a planned step of the run is not in the ledger.
     """
     ledger.refresh()
     entries = [entry for entry in ledger.entries() if entry.run == run]
     planned = set(range(plan.dp_sgd.steps if plan.dp_sgd else 0))
     missing = planned - {entry.step for entry in entries if entry.kind == "step"}
-    queried = any(entry.kind == "query" for entry in entries)
-    if missing or not (queried or plan.prior is None):
-        lacking = f"{len(missing)} of {len(planned)} steps" if missing else "the prior's query"
+    queries = sum(entry.kind == "query" for entry in entries)
+    if missing or queries < len(plan.queries):
+        what = "the prior's query" if plan.contamination is None else "a planned query"
+        lacking = f"{len(missing)} of {len(planned)} steps" if missing else what
         raise LedgerError(
             f"Run {run!r} is finished, but the ledger of {ledger.dataset!r} lacks {lacking} of it, "
             "so nothing can be claimed. Bring back the ledger that the run was charged to."

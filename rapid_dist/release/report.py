@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rapid_dist.data.images import Int64Array, UInt8Array
-from rapid_dist.release import report_audit, report_figures, report_privacy
+from rapid_dist.release import report_audit, report_duplicates, report_figures, report_privacy
 from rapid_dist.release.markup import escape, page
 from rapid_dist.release.plots import EpsilonCurve, ImageSet
 from rapid_dist.release.report_style import STYLE
@@ -70,6 +70,10 @@ def render_report(inputs: ReportInputs) -> str:
         )
     if inputs.quality is not None:
         sections.append(report_figures.quality_section(inputs.quality))
+    told = summary.get("contamination")
+    if told:
+        near = (inputs.quality or {}).get("contamination")
+        sections.append(report_duplicates.duplicates_section(told, near))
     sections.append(report_audit.audit_section(inputs.audit))
     sections.append(report_figures.stages_section(summary, inputs.price_per_hour))
     sections.append(report_privacy.origin_section(summary, inputs.claim))

@@ -24,6 +24,7 @@ STAGES = {
     "pretrain": "public images only",
     "contrast": "public images only",
     "index": "public images only",
+    "contamination": "private: near-duplicates, internal unless noised and charged",
     "prior": "private: one noised histogram, charged",
     "adapt": "public images and that histogram: post-processing, free",
     "train": "private: DP-SGD, every step charged",

@@ -89,16 +89,20 @@ def accounting_section(summary: Mapping[str, Any], curve: EpsilonCurve | None) -
         body += '<h3>Epsilon over the releases of the run</h3><figure class="chart">'
         body += epsilon_svg(curve) + _legend(curve)
         body += (
-            "<figcaption>One point a release: the noised histogram of the prior, where there is "
-            "one, then every step of training. A step that would take the claimed line past the "
-            "budget is refused before it is taken; a looser accountant's line may pass it."
-            "</figcaption></figure>"
+            "<figcaption>One point a release: the noised counts of near-duplicates and the noised "
+            "histogram of the prior, where they are asked for, then every step of training. A step "
+            "that would take the claimed line past the budget is refused before it is taken; a "
+            "looser accountant's line may pass it.</figcaption></figure>"
         )
     pairs = [
         ("steps of DP-SGD", f"{privacy['steps']:,}"),
         ("sample rate", privacy["sample_rate"]),
         ("noise multiplier", privacy["noise_multiplier"]),
         ("noise multiplier of the prior", privacy.get("prior_noise_multiplier")),
+        (
+            "noise multiplier of the counts of near-duplicates",
+            privacy.get("contamination_noise_multiplier"),
+        ),
         ("largest gradient norm", privacy["max_grad_norm"] if privacy["steps"] else None),
     ]
     # A run without DP-SGD, or without a prior, has no such constant.

@@ -137,4 +137,4 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
         pooled = np.pad(pooled, ((0, 0), (0, 0), (0, odd_rows), (0, odd_columns)), "edge")
         pooled = (pooled[:, :, ::2] + pooled[:, :, 1::2]) * np.float32(0.5)
         pooled = (pooled[:, :, :, ::2] + pooled[:, :, :, 1::2]) * np.float32(0.5)
-    return np.ascontiguousarray(pooled.reshape(len(images), -1))
+    return np.ascontiguousarray(pooled.reshape(len(images), int(np.prod(pooled.shape[1:]))))

@@ -309,3 +309,18 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """
     _, nearest = VectorIndex(centroids, np.arange(len(centroids))).search(vectors, 1)
     return nearest[:, 0]
+
+
+def nearest_codes(queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Returns how many bits every code uint8 [Q, B] differs in from the nearest of [N, B], N > 0.
+
+    Exact whole numbers, int64 [Q], each a function of its query and the codes alone.
+    """
+    index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    index.add(np.ascontiguousarray(codes))
+    found = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _QUERY_BATCH):
+        part = slice(start, start + _QUERY_BATCH)
+        distances, _ = index.search(np.ascontiguousarray(queries[part]), 1)
+        found[part] = distances[:, 0]
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 from rapid_dist.config import Recipe, method_settings, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
-from rapid_dist.methods import artifacts, dpdm, rapid, sampling_stages
+from rapid_dist.methods import artifacts, contamination_stage, dpdm, rapid, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan
@@ -37,7 +37,7 @@ from rapid_dist.storage import open_storage
 COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain", "contrast"),
     "index": ("index",),
-    "train": ("initial", "prior", "adapt", "train"),
+    "train": ("initial", "contamination", "prior", "adapt", "train"),
     "generate": ("generate",),
     "evaluate": ("evaluate",),
 }
@@ -135,12 +135,13 @@ def _run(
                 continue
             with tracked.child(stage.name) as child, figures.of(child):
                 with directory.stage(stage.name):
-                    stage.run(context)
+                    stage.run(contamination_stage.effective(context))
                 took = directory.seconds([stage.name])[stage.name]
                 child.log_metrics({"seconds": took})
             progress.note(f"{stage.name:<14} done in {clock_time(took)}")
         if not all(directory.is_done(stage.name) for stage in prepared.stages):
             return {}
+        context = contamination_stage.effective(context)
         summary = _finish(prepared, directory, context, tracked, place.uri)
         internal = Tracker(place, f"{recipe.tracking.experiment}-internal")
         record_internal(directory, internal, recipe.name)
@@ -239,6 +240,7 @@ def _finish(
         nfe=artifacts.read_done(context.out.child(sampling_stages.SAMPLES))["nfe"],
         quality=quality,
         registry=registry,
+        contamination=contamination_stage.told(context),
     )
     spent = spend(ledger.events(directory.run), claimed.budget.delta)
     assert spent.reported[-1] == privacy["epsilon"], "The curve ends where the claim stands."

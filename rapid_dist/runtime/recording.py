@@ -46,8 +46,8 @@ def record_results(
 
 def record_internal(directory: RunDirectory, tracker: Tracker, name: str) -> None:
     """Records figures against private records in an experiment of their own (P13)."""
-    names = ("quality.json", "report.html")
-    files = {name: directory.internal.read(name) for name in names}
+    names = ("quality.json", "report.html", "contamination.json")
+    files = {n: directory.internal.read(n) for n in names if directory.internal.exists(n)}
     tags = {"internal": json.loads(files["quality.json"])["notice"]}
     with tracker.run(name, out=directory.storage.uri, tags=tags) as run:
         run.log_metrics(_numbers(json.loads(files["quality.json"])))

@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 
 from rapid_dist.config import Recipe
-from rapid_dist.methods import artifacts, evaluation_stage, private_stages, sampling_stages
+from rapid_dist.methods import (
+    artifacts,
+    contamination_stage,
+    evaluation_stage,
+    private_stages,
+    sampling_stages,
+)
 from rapid_dist.methods.context import RunContext
 from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.ledger import Ledger
@@ -70,6 +76,9 @@ def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str
         "expected_batch": mechanism.expected_batch if mechanism else None,
         "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
         "prior_noise_multiplier": plan.prior.noise_multiplier if plan.prior else None,
+        "contamination_noise_multiplier": (
+            plan.contamination.noise_multiplier if plan.contamination else None
+        ),
         "max_grad_norm": recipe.privacy.max_grad_norm,
         "run": claim.run,
         "ledger_head": claim.ledger_head,
@@ -113,6 +122,7 @@ def summarise(
     nfe: float,
     quality: Mapping[str, Any],
     registry: Mapping[str, Any],
+    contamination: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns summary.json. ``quality`` and ``controls`` in it are internal (P13)."""
     drawing = seconds.get("generate", 0.0)
@@ -123,6 +133,7 @@ def summarise(
         "debug": recipe.runtime.debug,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "privacy": dict(privacy),
+        "contamination": dict(contamination),
         "sampling": {
             "nfe": nfe,
             "images": recipe.sampling.count,
@@ -187,6 +198,10 @@ def write_pages(
     }
     context.out.write("report.html", render_report(ReportInputs(**inputs)).encode())
     if quality:
+        found = context.internal
+        if found.exists(contamination_stage.FOUND):
+            near = json.loads(found.read(contamination_stage.FOUND))
+            quality = {**quality, "contamination": near}
         page = render_report(ReportInputs(**inputs, quality=quality))
         context.internal.write("report.html", page.encode())
 

@@ -33,6 +33,7 @@ REMADE = {
     "sampling": ("samples/", "bundle/", "internal/", "stages/generate", "stages/evaluate"),
     "evaluation": ("internal/", "stages/evaluate"),
 }
+KEPT = "internal/contamination.json"  # Shaped by neither of them.
 INTERNAL = "Measured against private records without a privacy mechanism. Not for release.\n"
 FINAL = ("summary.json", "registry.json", "report.html", "samples.png")
 
@@ -139,7 +140,7 @@ class RunDirectory:
             stale.update(REMADE.get(section, ()))
         if stale:
             for prefix in sorted(stale | set(FINAL)):
-                for name in self.storage.list(prefix):
+                for name in set(self.storage.list(prefix)) - {KEPT}:
                     self.storage.delete(name)
         self.storage.write("config.yaml", text)
 

@@ -60,7 +60,8 @@ def test_the_summary_has_every_key_that_is_promised(
     assert summary["privacy"]["accountants"].keys() == {"pld", "prv", "rdp"}
     assert json.loads((out / "summary.json").read_text()) == summary
     assert summary["seconds"].keys() == {
-        "pretrain", "contrast", "index", "prior", "adapt", "train", "generate", "evaluate", "total"
+        "pretrain", "contrast", "index", "contamination", "prior", "adapt", "train", "generate",
+        "evaluate", "total",
     }  # fmt: skip
 
 
@@ -85,7 +86,8 @@ def test_a_run_leaves_what_is_promised_and_keeps_internal_figures_apart(
     notice = json.loads((out / "internal" / "quality.json").read_text())["notice"]
     assert notice not in (out / "report.html").read_text()
     assert notice in (out / "internal" / "report.html").read_text()
-    for name in ("summary.json", "internal/quality.json", "internal/report.html"):
+    internal = ("quality.json", "contamination.json", "report.html")
+    for name in ("summary.json", *(f"internal/{name}" for name in internal)):
         assert stat.S_IMODE((out / name).stat().st_mode) == 0o600, name
 
 
@@ -93,10 +95,11 @@ def test_private_stages_leave_no_figure_but_how_far_they_were(
     finished: tuple[Path, dict[str, Any]],
 ) -> None:
     lines = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
-    private = [line for line in lines if line["stage"] in ("prior", "train")]
+    stages = ("contamination", "prior", "train")
+    private = [line for line in lines if line["stage"] in stages]
     assert {key for line in private for key in line} == {"stage", "step", "steps", "rows"}
     assert any("loss" in line for line in lines)
-    for stage in ("prior", "train"):
+    for stage in stages:
         assert any(line["stage"] == stage and line["step"] == line["steps"] for line in lines)
 
 
@@ -185,3 +188,5 @@ def test_the_whole_run_also_works_on_ray(
     summary = pipeline.run(_recipe("ray"), str(tmp_path / "a"))
     assert 0 < summary["privacy"]["epsilon"] <= 10
     assert summary["registry"]["aliases"] == ["candidate"]
+    found = json.loads((tmp_path / "a" / "internal" / "contamination.json").read_text())
+    assert (found["units"]["all"], found["train"]["sources"][0]["images"]) == (1432, 600)

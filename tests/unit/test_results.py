@@ -38,6 +38,7 @@ def _write_pages(run: UntrainedRun, price_per_hour: float | None) -> RunContext:
         nfe=5,
         quality=quality,
         registry={},
+        contamination={"policy": "accept"},
     )
     curve = results.epsilon_curve(spend(ledger.events("run-1"), 1e-4), 10.0)
     results.write_pages(context, summary, claimed, curve, quality, price_per_hour=price_per_hour)
