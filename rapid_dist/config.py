@@ -10,6 +10,7 @@ an unknown key, a wrong type or a value out of range is a ``ConfigError`` that n
 Nothing in the tree is read off private data (P1), so it may be printed, logged and released.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -192,7 +193,9 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _in_one_line(error: ValidationError) -> str:
-    first, *more = error.errors(include_url=False)
+    found = error.errors(include_url=False)
+    # A list of which no item is right counts as too short as well.
+    first, *more = [one for one in found if one["type"] != "too_short"] or found
     dotted = ".".join(str(part) for part in first["loc"])
     given = shown(first.get("input"))
     kind, message = first["type"], first["msg"]
@@ -201,11 +204,13 @@ def _in_one_line(error: ValidationError) -> str:
         line = f"There is no setting {dotted} (given: {given}). {like}"
     elif kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
         line = f"The recipe must give {dotted}."
-    elif kind == "value_error":  # A room's own check: it already names setting, value and remedy.
+    elif kind == "value_error":  # A room's own check: it names the value and the remedy.
         line = message.removeprefix("Value error, ")
+        if dotted and not re.search(rf"\b{re.escape(dotted)}\b", line):
+            line = f"{dotted}: {line}"
     else:
         line = f"{dotted}={given} is not valid: {message}."
-    return f"{line} ({len(more)} more such errors.)" if more else line
+    return f"{line} (And {len(more)} more.)" if more else line
 
 
 def _settings(owner: type, prefix: str = "") -> Iterator[str]:

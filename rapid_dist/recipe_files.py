@@ -31,7 +31,13 @@ def read_tree(path: Path) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         if not path.is_file():
             raise ConfigError(f"There is no recipe file {path}. Give a file or one of: {_known()}.")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"Recipe {path} cannot be read as text ({type(error).__name__}). Give a YAML file "
+                f"or one of: {_known()}."
+            ) from None
     elif re.fullmatch(r"[\w-]+", str(path)) and packaged.is_file():
         text = packaged.read_text(encoding="utf-8")
     else:

@@ -35,6 +35,6 @@ def download_torchvision(name: str, folder: Path) -> None:
             raise AssertionError(f"no download is known for {name}")
     except (OSError, RuntimeError, ImportError) as error:  # URLError is an OSError.
         raise DataError(
-            f"{name} is not under data.root and could not be downloaded "
-            f"({type(error).__name__}). Put its files under data.root/{name}."
+            f"{name} could not be downloaded ({type(error).__name__}). Put its files into a folder "
+            f"{name} of data.root."
         ) from None

@@ -21,7 +21,7 @@ def read_celeba(request: Request, download: Callable[[str, Path], None] | None =
     if folder is None:
         folder = cache_folder() / "celeba"
         if not folder.exists():
-            (download or download_set)("CelebA", cache_folder())
+            download_set(request, "CelebA", download)
     attribute = request.label_column or _DEFAULT_ATTRIBUTE
     attributes = _attribute(folder / "list_attr_celeba.txt", attribute)
     parts = _table(folder / "list_eval_partition.txt")

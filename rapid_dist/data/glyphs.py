@@ -198,6 +198,5 @@ def _locate(
     for folder in folders:
         if (folder / marker).exists() or (folder / f"{marker}.gz").exists():
             return folder
-    fetch = download or download_set
-    fetch(family.folder, cache_folder())
+    download_set(request, family.folder, download)
     return folders[-1]

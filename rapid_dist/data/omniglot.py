@@ -20,7 +20,7 @@ def read_omniglot(request: Request, download: Callable[[str, Path], None] | None
     """Labelled by character (fine) or by alphabet (coarse); bright strokes on black."""
     path = first_existing(request.root, "Omniglot/omniglot28.npz")
     if path is None:
-        return _read_drawings(request, download or download_set)
+        return _read_drawings(request, download)
     column, names = ("alphabet", "alphabet_names")
     if request.labels == "fine":
         column, names = ("labels", "char_names")
@@ -30,12 +30,12 @@ def read_omniglot(request: Request, download: Callable[[str, Path], None] | None
     return Raw(train=part, class_names=class_names, licence=_LICENCE)
 
 
-def _read_drawings(request: Request, download: Callable[[str, Path], None]) -> Raw:
+def _read_drawings(request: Request, download: Callable[[str, Path], None] | None) -> Raw:
     folder = first_existing(request.root, _FOLDER)
     if folder is None:
         folder = cache_folder() / _FOLDER
         if not all((folder / half).exists() for half in _HALVES):
-            download("Omniglot", cache_folder())
+            download_set(request, "Omniglot", download)
     files = sorted(path for half in _HALVES for path in (folder / half).glob("*/*/*.png"))
     if not files:
         raise DataError(f"{folder} holds no drawing. Fetch Omniglot again.")

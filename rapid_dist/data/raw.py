@@ -5,6 +5,7 @@ splitting and the checks against the declaration are done once, in ``sources.py`
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +93,23 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "rapid-dist"
 
 
-def download_set(name: str, folder: Path) -> None:
-    """Fetches the set of torchvision's class ``name`` into ``folder``."""
-    # torchvision takes seconds to import; only a set that must be fetched pays for it.
-    from rapid_dist.data.download import download_torchvision
+def download_set(
+    request: Request, name: str, download: Callable[[str, Path], None] | None = None
+) -> None:
+    """Fetches the set of torchvision's class ``name`` into the cache.
 
-    download_torchvision(name, folder)
+    Args:
+      download: fetches a set, by that name, into a folder; by default torchvision.
+    """
+    fetch = download
+    if fetch is None:
+        # torchvision takes seconds to import; only a set that must be fetched pays for it.
+        from rapid_dist.data.download import download_torchvision
+
+        fetch = download_torchvision
+    try:
+        fetch(name, cache_folder())
+    except DataError as error:
+        raise DataError(
+            f"Source {request.source} is not under data.root={request.root}. {error}"
+        ) from None

@@ -41,7 +41,7 @@ def read_tiles(request: Request, download: Callable[[str, Path], None] | None = 
         return Raw(train=part, class_names=digit_names(100), licence=_LICENCE)
     found = first_existing(request.root, "CIFAR10/cifar10_webp_tiles.zip")
     if found is None:
-        return _read_binary(request, download or download_set)
+        return _read_binary(request, download)
     arrays = open_arrays(found.parent / "cifar10_labels.npz", "train_labels", "test_labels")
     images = read_webp_tiles(found)
     num_train = len(arrays["train_labels"])
@@ -89,12 +89,12 @@ def _load_labels(path: Path) -> npt.NDArray[np.generic]:
     return labels
 
 
-def _read_binary(request: Request, download: Callable[[str, Path], None]) -> Raw:
+def _read_binary(request: Request, download: Callable[[str, Path], None] | None) -> Raw:
     folder = first_existing(request.root, "cifar-10-batches-bin")
     if folder is None:
         folder = cache_folder() / "cifar-10-batches-bin"
         if not folder.exists():
-            download("CIFAR10", cache_folder())
+            download_set(request, "CIFAR10", download)
     parts = []
     for names in ([f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"]):
         records = np.concatenate([_records(folder / name) for name in names])

@@ -23,7 +23,7 @@ from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.variants import with_variants
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.features import ContrastExtractor, load_extractor, save_extractor
-from rapid_dist.storage import Storage, open_storage, sha256_hex
+from rapid_dist.storage import Storage, open_storage
 
 T = TypeVar("T")
 
@@ -37,6 +37,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def public_data_identity(settings: MethodSettings) -> str:
+    """Returns a hash of what decides which public images there are, and on which side."""
     sources = [asdict(source) for source in settings.public]
     return fingerprint(
         sources,
@@ -93,8 +94,8 @@ def knowledge_base_names(settings: MethodSettings) -> list[str]:
     return names
 
 
-def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicImages]:
-    """Returns (pretrain, reference with its variants); a pure function of the settings."""
+def load_plain_split(settings: MethodSettings) -> tuple[PublicImages, PublicImages]:
+    """Returns (pretrain, reference before it is varied); a pure function of the settings."""
     images = load_public(
         settings.public,
         settings.data_root,
@@ -102,7 +103,12 @@ def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicIma
         channels=settings.private.channels,
         seed=settings.seed,
     )
-    pretrain, reference = split_public(images, settings.reference_share)
+    return split_public(images, settings.reference_share)
+
+
+def load_public_split(settings: MethodSettings) -> tuple[PublicImages, PublicImages]:
+    """Returns (pretrain, reference with its variants); a pure function of the settings."""
+    pretrain, reference = load_plain_split(settings)
     base = settings.knowledge_base
     return pretrain, with_variants(reference, base.variants, base.variant_jitter, settings.seed)
 
@@ -199,13 +205,12 @@ def get_extractor(uri: str) -> ContrastExtractor:
     return with_folder(open_storage(uri), load_extractor)
 
 
-def put_images(storage: Storage, name: str, images: UInt8Array, labels: Int64Array) -> str:
-    """Stores a set of images and returns the hash of its file."""
-    data = pack_arrays({"images": images, "labels": labels})
-    storage.write(name, data)
-    return sha256_hex(data)
+def put_images(storage: Storage, name: str, images: UInt8Array, labels: Int64Array) -> None:
+    """Stores a set of images uint8 [n, C, H, W] with their labels int64 [n]."""
+    storage.write(name, pack_arrays({"images": images, "labels": labels}))
 
 
 def get_images(storage: Storage, name: str) -> tuple[UInt8Array, Int64Array]:
+    """Returns what ``put_images`` stored: uint8 [n, C, H, W] and labels int64 [n]."""
     arrays = unpack_arrays(storage.read(name), name)
     return arrays["images"], arrays["labels"].astype(np.int64)

@@ -14,6 +14,7 @@ from rapid_dist.collective import Collective
 from rapid_dist.data.images import PublicImages, content_hashes, from_unit, to_unit
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Report, RunContext
 from rapid_dist.methods.settings import MethodSettings
@@ -45,7 +46,7 @@ class PretrainTask:
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
-        images, _ = artifacts.load_public_split(settings)
+        images, _ = artifacts.load_plain_split(settings)
         torch.manual_seed(settings.seed)
         denoiser = Denoiser(
             settings.network,
@@ -83,7 +84,7 @@ class ContrastTask:
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
         public = open_storage(self.public_uri)
-        images, _ = artifacts.load_public_split(settings)
+        images, _ = artifacts.load_plain_split(settings)
         torch.manual_seed(settings.seed + 1)
         extractor = ContrastExtractor(
             settings.contrast.extractor, images.spec.channels, images.spec.size
@@ -172,12 +173,29 @@ class _Reference:
 
 def run_pretrain(context: RunContext) -> None:
     name = artifacts.pretrain_name(context.settings)
+    if not artifacts.is_done(context.public.child(name)):
+        _refuse_few_references(context.settings)
     _run_once(context, name, "pretrain", PretrainTask)
 
 
 def run_contrast(context: RunContext) -> None:
     name = artifacts.extractor_name(context.settings)
     _run_once(context, name, "contrast", ContrastTask)
+
+
+def _refuse_few_references(settings: MethodSettings) -> None:
+    """Clusters are made when all public stages are done; too many of them are refused before."""
+    privacy, train, base = settings.privacy, settings.train, settings.knowledge_base
+    by_cluster = train.mode == "surrogate" and train.surrogate == "cluster"
+    if settings.more_references or not (privacy.prior_share or privacy.prior_noise or by_cluster):
+        return  # What is added is counted when it is there; and nobody may want clusters.
+    _, reference = artifacts.load_plain_split(settings)
+    most = len(reference) * base.variants
+    if base.clusters > most:
+        raise ConfigError(
+            f"knowledge_base.clusters is {base.clusters}, but the public data give {most} "
+            "references. Lower it, or raise data.reference_share."
+        )
 
 
 def _run_once(

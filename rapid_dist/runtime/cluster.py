@@ -79,7 +79,13 @@ def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as undo:
         if os.environ.get("RAY_ADDRESS"):
             _prepare_environment(local=False)
-            ray.init(logging_level=logging.WARNING, log_to_driver=debug)
+            try:
+                ray.init(logging_level=logging.WARNING, log_to_driver=debug)
+            except ConnectionError:
+                raise ConfigError(
+                    f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names no Ray cluster that answers. "
+                    "Correct it, or unset it to start one here."
+                ) from None
         else:
             _prepare_environment(local=True)
             # Short, for Ray's sockets live there (107 bytes), and ours alone: what Ray spills to

@@ -14,6 +14,7 @@ from rapid_dist.config import Recipe, method_settings, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts, contamination_stage, dpdm, rapid, sampling_stages
+from rapid_dist.methods.checks import check_settings
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan
@@ -29,7 +30,7 @@ from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_results
-from rapid_dist.runtime.run_directory import Places, RunDirectory, places
+from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 from rapid_dist.runtime.tracking import TrackedRun, Tracker, tracking_place
 from rapid_dist.storage import open_storage
 
@@ -70,6 +71,7 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
     settings = method_settings(recipe)
     public = (*settings.public, *settings.more_references)
     check_disjoint(settings.private, public, settings.data_root)
+    check_settings(settings)
     if recipe.method == "dpdm":
         dpdm.check(settings)
     return Prepared(
@@ -98,6 +100,7 @@ def run(
     if not open_storage(prepared.places.out).exists("stages/train.json"):
         # A wrong declaration is refused here, and leaves no directory that it has begun.
         load_private(prepared.settings.private, prepared.settings.data_root)
+    require_writable(prepared.places)
     with locked(prepared.places.out):
         return _run(prepared, command, progress, engine)
 

@@ -14,6 +14,7 @@ config.yaml leaves out had its default, so a new setting's default must be what 
 
 import json
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,26 @@ def places(recipe: Recipe, out: str) -> Places:
         public=_absolute(runtime.public_dir) if runtime.public_dir else f"{parent}/public",
         ledger=_absolute(runtime.ledger_dir) if runtime.ledger_dir else f"{parent}/ledger",
     )
+
+
+def require_writable(where: Places) -> None:
+    """Makes the local folders of a run; one that cannot be made is a ``ConfigError`` now.
+
+    The ledger's above all: its first entry is written when hours of public stages are done.
+    """
+    settings = {"ledger": "runtime.ledger_dir", "public": "runtime.public_dir", "out": "--out"}
+    for name, setting in settings.items():
+        folder = getattr(where, name)
+        if "://" in folder:
+            continue
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be written ({error.strerror}). Choose another {setting}."
+            ) from None
 
 
 def open_ledger(recipe: Recipe, out: str) -> Ledger:

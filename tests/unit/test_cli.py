@@ -29,6 +29,9 @@ def _last_json(captured: Captured) -> dict[str, object]:
         (["plan", "-r", "digits", "--set", "privacy.delta=0.5"], "delta"),
         (["run", "-r", "digits", "--dry-run", "-s", "method=dpdm"], "dpdm"),
         (["run", "-r", "digits", "-s", "data.private.num_records=1431", "-o", "OUT"], "1431"),
+        (["run", "-r", "digits", "--dry-run", "-s", "network.patch=3"], "network.patch"),
+        (["run", "-r", "digits", "--dry-run", "-s", "train.trainable=heads"], "train.trainable"),
+        (["run", "-r", "digits", "--dry-run", "-s", "privacy.prior_share=0"], "sampling.source"),
     ],
 )
 def test_a_wrong_configuration_is_exit_2_and_one_line(

@@ -92,6 +92,8 @@ def test_a_later_override_wins(path: Path) -> None:
         ("split.query_step=2000", ["split.query_step", "2000", "1000", "on the schedule"]),
         ("split.split_step=900", ["split.split_step", "900", "700"]),
         ("data.public=[]", ["data.public", "[]"]),
+        ("data.public.0.count=0", ["data.public.0: count must be positive, got 0."]),
+        ("privacy.epsilon=0", ["privacy: epsilon must be positive", "got 0"]),
         ("data.public.7.count=1", ["data.public", "'7'", "0..0"]),
         ("seed.x=1", ["seed", "no settings inside"]),
         ("privacy.unit=group", ["privacy.unit", "group", "group_column"]),
@@ -111,6 +113,20 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(
     assert [part for part in parts if part not in message] == []
     assert "\n" not in message
     assert "pydantic" not in message.lower()
+    assert "(And" not in message  # One was wrong.
+
+
+def test_further_wrong_settings_are_counted(path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data\.public\.0: count .* \(And 1 more\.\)$"):
+        load_recipe(path, ["data.public.0.count=0", "runtime.workers=0"])
+
+
+def test_a_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(
+        ConfigError, match=r"picture\.yaml cannot be read as text .* one of: .*digits"
+    ):
+        load_recipe(tmp_path / "picture.yaml")
 
 
 def test_the_same_key_twice_is_refused(path: Path) -> None:

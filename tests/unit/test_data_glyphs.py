@@ -117,9 +117,15 @@ def test_the_original_omniglot_is_downloaded_and_its_dark_strokes_made_bright(
 
 def test_a_download_that_fails_says_where_to_put_the_files(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder can be made here")
-    with pytest.raises(DataError, match=r"MNIST is not under data\.root") as caught:
-        download_torchvision("MNIST", tmp_path / "file")
-    assert "\n" not in str(caught.value)
+    request = Request(source="mnist", root=tmp_path / "nowhere", size=28, channels=1)
+    with pytest.raises(DataError) as caught:
+        glyphs.read_family(request, lambda name, _: download_torchvision(name, tmp_path / "file"))
+    said = str(caught.value)
+    assert said.startswith(
+        f"Source mnist is not under data.root={tmp_path / 'nowhere'}. MNIST could"
+    )
+    assert said.endswith("Put its files into a folder MNIST of data.root.")
+    assert "\n" not in said
 
 
 def _write_public_glyphs(root: Path) -> None:

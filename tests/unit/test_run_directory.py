@@ -10,7 +10,7 @@ import yaml
 
 from rapid_dist.config import Recipe, parse_recipe
 from rapid_dist.errors import ConfigError
-from rapid_dist.runtime.run_directory import RunDirectory, places
+from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 
 
 def _recipe(**changes: object) -> Recipe:
@@ -46,6 +46,22 @@ def test_places_mean_the_same_from_any_working_directory(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert places(_recipe(), "runs/a").out == str(tmp_path / "runs" / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("out", "--out"), ("public", "runtime.public_dir"), ("ledger", "runtime.ledger_dir")],
+)
+def test_a_place_that_cannot_be_written_is_refused_by_its_setting(
+    name: str, setting: str, tmp_path: Path
+) -> None:
+    good = {other: str(tmp_path / other) for other in ("out", "public", "ledger")}
+    require_writable(Places(**good))
+    require_writable(Places(**{**good, name: "s3://bucket/is-asked-later"}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(good)  # And nothing in them.
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"file/in cannot be written .* another {setting}\."):
+        require_writable(Places(**{**good, name: str(tmp_path / "file" / "in")}))
 
 
 def test_a_run_keeps_its_name_in_the_ledger_and_two_runs_have_two(tmp_path: Path) -> None:

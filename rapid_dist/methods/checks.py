@@ -1,0 +1,31 @@
+"""What of a method's settings can be refused before any stage has cost time or privacy."""
+
+import torch
+
+from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.errors import ConfigError
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.private.subset import restrict_trainable
+
+
+def check_settings(settings: MethodSettings) -> None:
+    """Refuses settings of several rooms that do not go together.
+
+    Raises:
+      ConfigError: samples from a prior that is not made, a network that does not fit the images, or
+        a subset of parameters that is none of the network's.
+    """
+    privacy = settings.privacy
+    if settings.sampling.source == "prior" and not (privacy.prior_share or privacy.prior_noise):
+        raise ConfigError(
+            "sampling.source is 'prior', but privacy.prior_share is 0 and so there is no prior. "
+            "Give it a share, or sample from 'uniform', 'query' or 'noise'."
+        )
+    with torch.device("meta"):  # Shapes alone: no number is drawn.
+        network = Denoiser(
+            settings.network,
+            channels=settings.private.channels,
+            size=settings.private.size,
+            num_classes=max(1, settings.private.num_classes),
+        )
+    restrict_trainable(network, settings.train.trainable)
