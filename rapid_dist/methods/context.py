@@ -34,7 +34,8 @@ Task = Callable[[Collective, Report], None]
 class Workers(Protocol):
     """Runs one loop on several workers at once."""
 
-    def run(self, task: Task, *, name: str, num_workers: int) -> None: ...
+    def run(self, task: Task, *, name: str, num_workers: int) -> None:
+        """Returns when every worker has; a refusal of any of them is raised here."""
 
 
 class Keeper(StepKeeper, Protocol):
@@ -48,9 +49,11 @@ class Searcher(Protocol):
 
     def search(
         self, queries: np.ndarray, k: int, labels: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [Q, D], int64 [Q] -> squared L2 float32 [Q, k] ascending, ids int64 [Q, k]."""
 
-    def images(self, ids: np.ndarray) -> np.ndarray: ...
+    def images(self, ids: np.ndarray) -> np.ndarray:
+        """Entries int64 [n] -> their reference images, uint8 [n, C, H, W]."""
 
 
 class Backend(Protocol):
@@ -62,7 +65,8 @@ class Backend(Protocol):
     def keeper(self) -> Keeper:
         """Returns the keeper of this run's ledger."""
 
-    def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]: ...
+    def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]:
+        """Returns the records of all planned shards, in the order of their plans."""
 
     def searcher(self, storage: Storage) -> Searcher:
         """Returns a searcher of the knowledge base in ``storage``; public queries only."""

@@ -4,7 +4,6 @@ What they write, noised histogram, adapted and private denoiser, is the output o
 mechanisms or post-processing of it. Everything else stays in the processes that computed it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,8 +17,9 @@ from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.compute import device_of, precision_on
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts
+from rapid_dist.methods.clusters import assign_clusters, open_centroids
 from rapid_dist.methods.context import Keeper, Report, RunContext, Searcher
-from rapid_dist.methods.public_stages import open_embedder, open_features
+from rapid_dist.methods.public_stages import open_embedder
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
@@ -33,15 +33,13 @@ from rapid_dist.private.subset import restrict_trainable
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.public.adapt import prior_rows
 from rapid_dist.public.fit import fit_denoiser
-from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.arrays import pack_arrays
 from rapid_dist.retrieval.jitter import jittered
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.prior import TrajectoryPrior, estimate
-from rapid_dist.retrieval.vectors import assign, fit_kmeans
 from rapid_dist.storage import open_storage
 
 PRIOR, ADAPTED, PRIVATE, CHECKPOINTS = "prior", "adapted", "private", "checkpoints"
-_ROWS_AT_ONCE = 1024  # Images between two reports of the prior's progress.
 
 
 def num_classes(settings: MethodSettings) -> int:
@@ -50,57 +48,9 @@ def num_classes(settings: MethodSettings) -> int:
 
 
 def open_knowledge_base(settings: MethodSettings, public_uri: str) -> KnowledgeBase:
+    """Returns the recipe's knowledge base; a missing or torn one is a ``ShardError``."""
     name = artifacts.knowledge_base_name(settings)
     return KnowledgeBase.open(open_storage(public_uri).child(name))
-
-
-def open_centroids(settings: MethodSettings, public_uri: str, base: KnowledgeBase) -> np.ndarray:
-    """Returns the clusters' centroids, made from public features once and then read."""
-    config = settings.knowledge_base
-    identity = artifacts.fingerprint(
-        artifacts.knowledge_base_name(settings),
-        config.clusters,
-        config.kmeans_iterations,
-        config.kmeans_images,
-    )
-    storage, name = open_storage(public_uri), f"clusters/{identity}.npz"
-    if not storage.exists(name):
-        rows = np.random.default_rng(settings.seed).permutation(len(base.features))
-        fitted = base.features[np.sort(rows[: config.kmeans_images])]
-        found = fit_kmeans(fitted, config.clusters, settings.seed, config.kmeans_iterations)
-        storage.write(name, pack_arrays({"centroids": found}))
-    return unpack_arrays(storage.read(name), name)["centroids"]
-
-
-def nearest_clusters(
-    features: Callable[[slice], np.ndarray],
-    count: int,
-    centroids: np.ndarray,
-    on_rows: Callable[[int], None],
-) -> np.ndarray:
-    """Returns the cluster of each of ``count`` images, int64 [count], saying how far it is.
-
-    Args:
-      features: gives those of a slice of the images, float32 [n, F]; each by its image alone.
-    """
-    parts = [np.empty(0, np.int64)]
-    for start in range(0, count, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, count))
-        parts.append(assign(features(rows), centroids))
-        on_rows(rows.stop - rows.start)
-    return np.concatenate(parts)
-
-
-def row_counter(say: Callable[[dict[str, float]], None], steps: int) -> Callable[[int], None]:
-    """Returns what adds up rows and says how many of ``steps`` are done."""
-    done = 0
-
-    def on_rows(rows: int) -> None:
-        nonlocal done
-        done += rows
-        say({"step": done, "steps": steps})
-
-    return on_rows
 
 
 def run_prior(context: RunContext) -> None:
@@ -114,14 +64,8 @@ def run_prior(context: RunContext) -> None:
     context.report("clusters", {"step": 0, "steps": 1})
     centroids = open_centroids(settings, context.public.uri, base)
     context.report("clusters", {"step": 1, "steps": 1})
-    features_of = open_features(settings, context.public.uri)
-    declared = images.spec.num_records  # Public, as all that is reported from here (P1, P9).
-    progress = row_counter(partial(context.report, "prior"), declared + len(base.features))
-    clusters = nearest_clusters(
-        lambda rows: features_of(images.images[rows]), declared, centroids, progress
-    )
-    nearest = nearest_clusters(
-        lambda rows: base.features[rows], len(base.features), centroids, progress
+    clusters, entries = assign_clusters(
+        settings, context.public.uri, images, base, partial(context.report, "prior")
     )
     keeper = context.backend.keeper()
     attempt = keeper.begin_attempt().number
@@ -137,7 +81,6 @@ def run_prior(context: RunContext) -> None:
         noise=settings.privacy.noise,
     )
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
-    entries = base.per_entry(nearest)
     storage.write("histogram.npz", pack_arrays({"noised": histogram}))
     storage.write("prior.npz", TrajectoryPrior(entries, probabilities).to_bytes())
     artifacts.mark_done(storage)
@@ -309,19 +252,12 @@ class TrainTask:
         self, base: KnowledgeBase, images: PrivateImages, report: Report
     ) -> FindReferences:
         """The prior's way: any entry of the record's own cluster, as sampling will draw it."""
-        centroids = open_centroids(self.settings, self.public_uri, base)
-        features_of = open_features(self.settings, self.public_uri)
-        declared = images.spec.num_records  # Public, as all that is reported from here (P1, P9).
-        progress = row_counter(partial(report, part="clusters"), declared + len(base.features))
-        cluster_of_record = nearest_clusters(
-            lambda rows: features_of(images.images[rows]), declared, centroids, progress
+        say = partial(report, part="clusters")
+        cluster_of_record, cluster_of_entry = assign_clusters(
+            self.settings, self.public_uri, images, base, say
         )
-        nearest = nearest_clusters(
-            lambda rows: base.features[rows], len(base.features), centroids, progress
-        )
-        cluster_of_entry = base.per_entry(nearest)
         order = np.argsort(cluster_of_entry, kind="stable")
-        sizes = np.bincount(cluster_of_entry, minlength=len(centroids))
+        sizes = np.bincount(cluster_of_entry, minlength=self.settings.knowledge_base.clusters)
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
 
         def find(
@@ -345,11 +281,11 @@ def _private_searcher(context: RunContext) -> Searcher | None:
 
 
 def run_train(context: RunContext) -> None:
+    """Trains by DP-SGD; a plan without a step of it makes the adapted denoiser the private one."""
     storage = context.out.child(PRIVATE)
     if artifacts.is_done(storage):
         return
     if context.plan.dp_sgd is None:
-        # The prior takes the whole budget: what it adapted is the private model.
         artifacts.put_denoiser(storage, artifacts.get_denoiser(context.out.child(ADAPTED).uri))
         return
     task = TrainTask(

@@ -81,6 +81,7 @@ def make_bundle(
     prior: TrajectoryPrior | None,
     base: KnowledgeBase | None,
 ) -> Bundle:
+    """Returns what ``facts`` says a sample needs, and no reference that no class can draw."""
     if facts.source == "noise" or prior is None or base is None:
         return Bundle(facts=facts, denoiser=denoiser)
     whole = Bundle(facts=facts, denoiser=denoiser, prior=prior, references=references_of(base))

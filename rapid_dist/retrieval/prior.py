@@ -111,13 +111,6 @@ class TrajectoryPrior:
         entries: np.ndarray = self._by_cluster[self._first[clusters] + places]
         return entries
 
-    def entry_probabilities(self, label: int) -> np.ndarray:
-        """Returns p(entry | class), float64 [E]."""
-        self._check(np.array([label]))
-        share = self.probabilities[label] / np.maximum(self._sizes, 1)
-        probabilities: np.ndarray = share[self.cluster_of_entry]
-        return probabilities
-
     def to_bytes(self) -> bytes:
         """Returns an npz without pickle, the same bytes for the same prior."""
         return pack_arrays(
@@ -125,14 +118,8 @@ class TrajectoryPrior:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes, expected_sha256: str | None = None) -> "TrajectoryPrior":
-        """Opens ``to_bytes``; refuses bytes whose SHA-256 is not the expected one."""
-        found = hashlib.sha256(data).hexdigest()
-        if expected_sha256 is not None and found != expected_sha256:
-            raise ShardError(
-                f"The prior has SHA-256 {found[:16]}, expected {expected_sha256[:16]}. "
-                "It is torn or from another run; restore it or run its stage again."
-            )
+    def from_bytes(cls, data: bytes) -> "TrajectoryPrior":
+        """Opens ``to_bytes``; refuses a torn file and other arrays."""
         arrays = unpack_arrays(data, "The prior")
         if arrays.keys() != {"cluster_of_entry", "probabilities"}:
             raise ShardError(f"The prior holds {sorted(arrays)}; it was written by something else.")

@@ -9,6 +9,7 @@ import torch
 from rapid_dist.data.sources import load_private
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import private_stages
+from rapid_dist.methods.clusters import nearest_clusters
 from rapid_dist.private.draws import FindReferences
 from rapid_dist.retrieval.vectors import assign
 from tests.models import mechanism
@@ -40,13 +41,11 @@ def test_the_search_for_clusters_says_how_far_it_is_and_depends_on_no_slice() ->
     features[7] = np.nan
     centroids = rng.normal(size=(5, 3)).astype(np.float32)
     rows: list[int] = []
-    found = private_stages.nearest_clusters(
-        lambda part: features[part], len(features), centroids, rows.append
-    )
+    found = nearest_clusters(lambda part: features[part], len(features), centroids, rows.append)
     np.testing.assert_array_equal(found, assign(features, centroids))
     assert found[7] < 0
     assert (sum(rows), len(rows)) == (2_500, 3)
-    none = private_stages.nearest_clusters(lambda part: features[part], 0, centroids, rows.append)
+    none = nearest_clusters(lambda part: features[part], 0, centroids, rows.append)
     assert none.shape == (0,)
     assert none.dtype == np.int64
 
