@@ -1,4 +1,4 @@
-"""What a training loop needs from the other workers: a sum, a broadcast and a barrier.
+"""What a training loop needs from the other workers: a sum, a broadcast, a minimum, a barrier.
 
 Loops take a ``Collective`` as an argument, so the same loop runs in one plain process and
 on Ray Train's workers, and neither knows which.
@@ -25,6 +25,9 @@ class Collective(Protocol):
     def broadcast_bytes(self, payload: bytes) -> bytes:
         """Returns rank 0's payload on every rank; all ranks pass payloads of one length."""
 
+    def least(self, number: int) -> int:
+        """Returns the smallest of all workers' numbers, on every one of them."""
+
     def barrier(self) -> None: ...
 
 
@@ -39,6 +42,9 @@ class SingleProcess:
 
     def broadcast_bytes(self, payload: bytes) -> bytes:
         return payload
+
+    def least(self, number: int) -> int:
+        return number
 
     def barrier(self) -> None:
         pass
@@ -59,6 +65,11 @@ class TorchCollective:
         buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self._device)
         dist.broadcast(buffer, src=0)
         return bytes(buffer.cpu().numpy())
+
+    def least(self, number: int) -> int:
+        buffer = torch.tensor([number], dtype=torch.int64, device=self._device)
+        dist.all_reduce(buffer, op=dist.ReduceOp.MIN)
+        return int(buffer)
 
     def barrier(self) -> None:
         dist.barrier()

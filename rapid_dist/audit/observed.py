@@ -185,6 +185,9 @@ class _WatchedCollective:
     def broadcast_bytes(self, payload: bytes) -> bytes:
         return self._inner.broadcast_bytes(payload)
 
+    def least(self, number: int) -> int:
+        return self._inner.least(number)
+
     def barrier(self) -> None:
         self._inner.barrier()
 

@@ -88,6 +88,11 @@ class ThreadCollective:
         assert len({len(part) for part in payloads}) == 1
         return payloads[0]
 
+    def least(self, number: int) -> int:
+        self._note("least", 8)
+        parts = self._exchange(torch.tensor(number))
+        return min(int(part) for part in parts if isinstance(part, torch.Tensor))
+
     def barrier(self) -> None:
         self._note("barrier", 0)
         self._workers.wall.wait()
@@ -154,6 +159,11 @@ class _RelayCollective:
     def broadcast_bytes(self, payload: bytes) -> bytes:
         found: np.ndarray = self._ask(np.frombuffer(payload, np.uint8))
         return found.tobytes()
+
+    def least(self, number: int) -> int:
+        own = np.zeros(self.world_size, np.int64)
+        own[self.rank] = number
+        return int(self._ask(own).min())  # Their sum is all of them.
 
     def barrier(self) -> None:
         self._ask(np.zeros(0))

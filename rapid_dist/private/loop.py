@@ -6,6 +6,7 @@ not (P9). The number of steps is fixed before the first, by the plan and the led
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -94,6 +95,7 @@ def train_private(
             f"The checkpoint is of step {first}, the plan has {mechanism.steps} steps. It is "
             "another plan's: use another --out."
         )
+    draws = _cut_alike(draws, collective)
     start = {**denoiser.state_dict(), **training_state(parameters, ema.average, optimizer)}
     attempt, affordable, key = _open_attempt(
         collective, keeper, new_key, first, _digest(first, start)
@@ -134,6 +136,17 @@ def train_private(
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)
+
+
+def _cut_alike(draws: DrawMaker, collective: Collective) -> DrawMaker:
+    """Has all workers cut their slices into micro-batches of one size, the smallest of theirs.
+
+    One that was solved for a worker's own memory may differ from another's. Libraries compute
+    another size in another order, so a record would not have the same bits wherever it is summed.
+    """
+    assert draws.config.micro_batch is not None, "It is solved before the loop."
+    size = collective.least(draws.config.micro_batch)
+    return replace(draws, config=replace(draws.config, micro_batch=size))
 
 
 def _open_attempt(

@@ -26,8 +26,18 @@ class SumOfRanks:
         collective.sum_(total)
         (self.folder / f"rank{collective.rank}").write_text(f"{total.item()}")
         key = collective.broadcast_bytes(bytes([collective.rank + 7]) * 4)
+        least = collective.least(9 - collective.rank)
         if collective.rank == 0:  # A report from one rank only must not hang the others.
-            report({"total": total.item(), "key": float(key[0])})
+            report({"total": total.item(), "key": float(key[0]), "least": float(least)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountsTwoThings:
+    """Reports of a part of itself, and then of itself."""
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        report({"step": 1.0}, part="clusters")
+        report({"step": 2.0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +90,8 @@ def test_every_rank_sees_the_sum_and_rank_0_is_heard(num_workers: int, tmp_path:
     reports: list[tuple[str, dict[str, float]]] = []
     _workers(reports).run(SumOfRanks(folder=tmp_path), name="sum", num_workers=num_workers)
     total = float(sum(range(1, num_workers + 1)))
-    assert reports == [("sum", {"total": total, "key": 7.0})]
+    least = 10.0 - num_workers
+    assert reports == [("sum", {"total": total, "key": 7.0, "least": least})]
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == [f"{total}"] * num_workers
 
 

@@ -1,5 +1,7 @@
 """Two workers do what one does: one batch, one noise, one set of parameters (P2, P5)."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,8 @@ from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.noise import add_noise_
 from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.private.loop import train_private
-from rapid_dist.private.step import PrivateStep
+from rapid_dist.private.per_example import clipped_sum
+from rapid_dist.private.step import ClippedSum, PrivateStep
 from tests.fakes import MemoryStorage, ThreadWorkers
 from tests.models import (
     KEY,
@@ -104,6 +107,52 @@ def test_training_leaves_the_same_weights_on_every_rank_and_charges_each_step_on
     one, other = ThreadWorkers(2).run(lambda c: _train(c, tiny_denoiser(), keeper, storage))
     assert torch.equal(one, other)
     assert keeper.charged == [(1, step) for step in range(mechanism().steps)]
+
+
+def _sized(sizes: set[int]) -> ClippedSum:
+    """The engine, which notes the sizes of the micro-batches that it is given."""
+
+    def engine(*parts: Any) -> torch.Tensor:
+        sizes.add(len(parts[4]))
+        return clipped_sum(*parts)
+
+    return engine
+
+
+def _cut(collective: Collective, micro_batch: int) -> tuple[set[int], torch.Tensor]:
+    """Sizes of the micro-batches of a run with secure noise, and the weights that it leaves."""
+    sizes: set[int] = set()
+    denoiser = tiny_denoiser()
+    train_private(
+        denoiser,
+        draw_maker(micro_batch=micro_batch),
+        mechanism(noise="secure"),
+        collective=collective,
+        keeper=CountingKeeper(),
+        checkpoints=Checkpoints(MemoryStorage()),
+        on_step=lambda figures: None,
+        engine=_sized(sizes),
+        new_key=lambda: KEY,
+    )
+    return sizes, torch.cat([parameter.detach().flatten() for parameter in denoiser.parameters()])
+
+
+def test_workers_of_different_memory_cut_their_slices_alike() -> None:
+    ((alone, weights),) = ThreadWorkers(1).run(lambda c: _cut(c, 2))
+    together = ThreadWorkers(2).run(lambda c: _cut(c, 5 - 3 * c.rank))
+    assert [sizes for sizes, _ in together] == [{2}, {2}] == [alone, alone]
+    assert all(torch.equal(held, weights) for _, held in together)
+
+
+def test_the_size_test_would_notice_a_worker_that_keeps_its_own() -> None:
+    def own(collective: Collective) -> set[int]:
+        sizes: set[int] = set()
+        draws = draw_maker(micro_batch=5 - 3 * collective.rank)
+        step = private_step(collective, draws=draws, engine=_sized(sizes))
+        step.noised_gradient(tiny_denoiser(), 0)
+        return sizes
+
+    assert ThreadWorkers(2).run(own) == [{5}, {2}]
 
 
 def test_a_worker_that_starts_from_other_weights_is_refused() -> None:
