@@ -112,7 +112,8 @@ def record_norms(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         for gradient in gradients
         for chunk in torch.split(gradient.flatten(1), _NORM_CHUNK, dim=1)
     ]
-    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    # As many as the network has chunks: their sum in fp32 would lose what the short ones keep.
+    total: torch.Tensor = torch.stack(norms).double().norm(dim=0).float()
     return total
 
 

@@ -192,5 +192,30 @@ def test_rounding_in_the_norm_of_a_wide_layer_does_not_pass_the_bound() -> None:
     assert _longest(record_norms) <= 1
 
 
+def _short_norm(parts: torch.Tensor) -> torch.Tensor:
+    """The norm of float32 [n, B] over n, summed in float32."""
+    return torch.linalg.vector_norm(parts, dim=0)
+
+
+def _hardest() -> torch.Tensor:
+    """float32 [n, 2]: parts of a gradient, equal ones, whose float32 norm is the most too short."""
+    candidates = [torch.full((100_000, 2), value) for value in torch.linspace(0.5, 1, 21).tolist()]
+    return max(candidates, key=lambda c: float(c.double().norm(dim=0)[0] / _short_norm(c)[0]))
+
+
+def test_rounding_in_the_norm_of_very_many_parts_does_not_pass_the_bound() -> None:
+    # As many parts as a network of 400 million parameters has; here each is of one value.
+    hardest = _hardest()
+    norms = record_norms([part[:, None] for part in hardest])
+    factors = BOUND * (1 - 2.0**-12) / norms
+    assert (factors.double() * hardest.double().norm(dim=0)).max() <= BOUND
+
+
+def test_the_test_of_many_parts_would_notice_a_float32_sum_of_them() -> None:
+    hardest = _hardest()
+    factors = BOUND * (1 - 2.0**-12) / _short_norm(hardest)
+    assert (factors.double() * hardest.double().norm(dim=0)).max() > BOUND * (1 + 1e-4)
+
+
 def test_the_rounding_test_would_notice_a_norm_in_one_long_sum() -> None:
     assert _longest(lambda gradients: torch.linalg.vector_norm(gradients[0], dim=1)) > 1
