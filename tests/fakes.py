@@ -85,6 +85,16 @@ class LostAnswerStorage(MemoryStorage):
         return LostAnswerStorage(self.files, f"{self._prefix}{prefix}/")
 
 
+class ReplacingStorage(MemoryStorage):
+    """Creates what exists once more, as a look-alike of S3 does that ignores If-None-Match."""
+
+    def create(self, name: str, data: bytes) -> None:
+        self.write(name, data)
+
+    def child(self, prefix: str) -> "ReplacingStorage":
+        return ReplacingStorage(self.files, f"{self._prefix}{prefix}/")
+
+
 class FullDiskStorage(MemoryStorage):
     """Refuses every create, before anything is stored, while ``full``."""
 

@@ -117,14 +117,20 @@ class Ledger:
         return self._newest_attempt.get(run, 0)
 
     def begin_attempt(self, run: str, note: str = "") -> int:
-        """Starts the run's next attempt; every older attempt can append no more."""
+        """Starts the run's next attempt; every older attempt can append no more.
+
+        Raises LedgerError if the store cannot keep a ledger: it replaces what exists.
+        """
         while True:
             attempt = self.newest_attempt(run) + 1
             try:
-                return self.append("attempt", run, attempt=attempt, note=note).attempt
+                entry = self.append("attempt", run, attempt=attempt, note=note)
+                break
             except LedgerError:
                 if self.newest_attempt(run) < attempt:
                     raise
+        self._require_create_if_absent(entry)
+        return entry.attempt
 
     def append(
         self,
@@ -198,6 +204,22 @@ class Ledger:
                 f"The ledger of {self._dataset!r} at {self._storage.uri} does not hold the head "
                 f"{known_head[:16]}: entries were cut off, or it is another ledger."
             )
+
+    def _require_create_if_absent(self, entry: Entry) -> None:
+        """Tries to create what was just created, of its own bytes, so nothing can be lost by it.
+
+        Look-alikes of S3 may ignore the condition that nothing be there. On such a store a writer
+        that has not seen another's last entry would replace it, and with it what it paid for.
+        """
+        try:
+            self._storage.create(_name(entry.index), _encode(entry))
+        except AlreadyExists:
+            return
+        raise LedgerError(
+            f"The store of the ledger at {self._storage.uri} replaces what exists instead of "
+            "refusing it (If-None-Match is ignored), so entries could be lost. Set "
+            "runtime.ledger_dir to another store."
+        )
 
     def _refuse_if_fenced(self, kind: Kind, run: str, attempt: int) -> None:
         newest = self.newest_attempt(run)

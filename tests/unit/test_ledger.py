@@ -11,7 +11,13 @@ from rapid_dist.errors import ConfigError, LedgerError
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
 from rapid_dist.storage import LocalStorage, Storage, sha256_hex
-from tests.fakes import CountingStorage, FakeClock, LostAnswerStorage, MemoryStorage
+from tests.fakes import (
+    CountingStorage,
+    FakeClock,
+    LostAnswerStorage,
+    MemoryStorage,
+    ReplacingStorage,
+)
 
 STEP = DpSgdEvent(sample_rate=0.01, noise_multiplier=1.1, steps=1)
 QUERY = GaussianEvent(noise_multiplier=20.0)
@@ -221,6 +227,20 @@ def test_attempts_begun_at_once_get_different_numbers(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(numbers) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_store_that_replaces_what_exists_holds_no_ledger() -> None:
+    with pytest.raises(LedgerError, match="another store"):
+        _ledger(ReplacingStorage()).begin_attempt("run-1")
+
+
+def test_on_such_a_store_a_charge_could_be_lost() -> None:
+    """The fault that the refusal is for: two writers take one number, and one of them pays."""
+    storage = ReplacingStorage()
+    one, other = _ledger(storage), _ledger(storage)
+    for ledger, run in ((one, "run-1"), (other, "run-2")):
+        ledger.append("step", run, attempt=1, step=0, event=STEP)
+    assert len(_ledger(storage).events()) == 1  # And the chain is whole.
 
 
 def test_appending_reads_nothing_back() -> None:
