@@ -90,6 +90,8 @@ def knowledge_base_names(settings: MethodSettings) -> list[str]:
         names.append(f"knowledge-base-{fingerprint(names[-1], source)}")
     if base.index != "flat":
         shape = [base.index, base.index_lists, base.index_probes, base.index_bytes, base.index_keys]
+        if base.index_rerank:  # Names of before know nothing of it.
+            shape.append(base.index_rerank)
         names.append(f"knowledge-base-{fingerprint(names[-1], shape, settings.seed)}")
     return names
 

@@ -52,7 +52,7 @@ def write_index(
     storage.write(name, trained)
     asked = np.sort(order[-_QUERIES:])  # The last to be trained on, if at all.
     probes = min(config.index_probes, lists)
-    recall = measured_recall(storage, manifest, trained, probes, asked)
+    recall = measured_recall(storage, manifest, trained, probes, asked, rerank=config.index_rerank)
     whole = manifest.key_dim * np.dtype(np.float32).itemsize
     record = IndexRecord(
         name=name,
@@ -63,6 +63,7 @@ def write_index(
         code_bytes=config.index_bytes if config.index == "ivf_pq" else whole,
         recall={str(k): value for k, value in recall.items()},
         recall_queries=len(asked),
+        rerank=config.index_rerank,
     )
     manifest = replace(manifest, index=record)
     storage.write(MANIFEST, manifest.to_bytes())  # Last: what it lists is there.
@@ -75,7 +76,13 @@ def default_lists(num_entries: int) -> int:
 
 
 def measured_recall(
-    storage: Storage, manifest: Manifest, trained: bytes, probes: int, asked: np.ndarray
+    storage: Storage,
+    manifest: Manifest,
+    trained: bytes,
+    probes: int,
+    asked: np.ndarray,
+    *,
+    rerank: int = 0,
 ) -> dict[int, float]:
     """Returns, for k of ``RECALL_AT``, the share of the true k nearest that the lists give.
 
@@ -85,7 +92,9 @@ def measured_recall(
     queries, k = keys_of(storage, manifest, asked), max(RECALL_AT)
     exact = search_by_parts(storage, manifest, lambda p: VectorIndex(*p).search(queries, k + 1))
     found = search_by_parts(
-        storage, manifest, lambda p: InvertedIndex(trained, probes, [p]).search(queries, k + 1)
+        storage,
+        manifest,
+        lambda p: InvertedIndex(trained, probes, [p], rerank=rerank).search(queries, k + 1),
     )
     true, given = _others(exact[1], asked), _others(found[1], asked)
     return {

@@ -9,12 +9,16 @@ Which lists a vector belongs to and a query looks into is decided by exact searc
 centroids, and candidates are ranked by their distance to what is stored, computed again in
 float64. With ``ivf_flat`` the answer is therefore a pure function of (query, lists looked into,
 their entries): no batch, shard or thread count changes it. With ``ivf_pq`` that holds but for
-entries whose codes are about equally far: distances are to what the codes stand for.
+entries whose codes are about equally far: distances are to what the codes stand for. Where it
+re-ranks, codes only propose, several candidates a place, and distances are to whole vectors: those
+lie in a file without a name, mapped into memory, of which a search reads a few rows.
 
 Shapes: N vectors, Q queries, D dimensions, L lists, P lists looked into.
 """
 
+import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -74,8 +78,15 @@ def train(vectors: np.ndarray, shape: InvertedShape, seed: int) -> bytes:
 class InvertedIndex:
     """Searches a few lists of one shard, or of several."""
 
-    def __init__(self, trained: bytes, probes: int, parts: Iterable[Part]) -> None:
-        """Fills a trained index; its bytes must have been checked against the manifest's hash."""
+    def __init__(
+        self, trained: bytes, probes: int, parts: Iterable[Part], *, rerank: int = 0
+    ) -> None:
+        """Fills a trained index; its bytes must have been checked against the manifest's hash.
+
+        Args:
+          rerank: candidates for every place of an answer, chosen from by whole vectors; 0 = by
+            codes. Of no use where whole vectors are what is stored.
+        """
         self._index = cast(Any, faiss.deserialize_index(np.frombuffer(trained, np.uint8)))
         if self._index.ntotal:
             raise ConfigError("The trained index holds entries already. Build it again.")
@@ -87,17 +98,25 @@ class InvertedIndex:
         centroids = quantiser.reconstruct_n(0, quantiser.ntotal)
         self._centroids = VectorIndex(centroids, np.arange(len(centroids)))
         self.probes = min(probes, len(centroids))  # Lists looked into; may be changed any time.
+        self.rerank = 0 if self._exact else rerank
+        self._whole: np.ndarray | None = None
         ids, labels, largest = [], [], 0.0
-        for vectors, part_ids, part_labels in parts:
-            if not np.isfinite(vectors).all():
-                raise ConfigError("Keys to index must be finite. Check the extractor.")
-            rows = np.ascontiguousarray(vectors, np.float32)
-            lists = assign(rows, centroids)
-            self._index.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists))
-            ids.append(part_ids)
-            labels.append(part_labels)
-            squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-            largest = max(largest, float(squares.max(initial=0.0)))
+        with tempfile.TemporaryFile() if self.rerank else nullcontext() as file:
+            for vectors, part_ids, part_labels in parts:
+                if not np.isfinite(vectors).all():
+                    raise ConfigError("Keys to index must be finite. Check the extractor.")
+                rows = np.ascontiguousarray(vectors, np.float32)
+                lists = assign(rows, centroids)
+                self._index.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists))
+                ids.append(part_ids)
+                labels.append(part_labels)
+                squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+                largest = max(largest, float(squares.max(initial=0.0)))
+                if file is not None:
+                    file.write(rows.data)
+            if file is not None:  # It has no name, and is gone with the mapping.
+                file.flush()
+                self._whole = np.memmap(file, np.float32, "r").reshape(-1, self.dim)
         self._ids, self._labels = np.concatenate(ids), np.concatenate(labels)
         self._largest_norm = float(np.sqrt(largest))
         # One bit an entry and class; made when a class is first asked for.
@@ -130,7 +149,8 @@ class InvertedIndex:
         near, lists = self._centroids.search(queries, self.probes)
         distances = np.full((len(queries), k), np.inf, np.float32)
         ids = np.full((len(queries), k), NO_NEIGHBOR, np.int64)
-        left, fetch = np.arange(len(queries)), min(k + _OVER_FETCH, len(self))
+        left = np.arange(len(queries))
+        fetch = min(max(k + _OVER_FETCH, self.rerank * k), len(self))
         while len(left):
             rough, rows = self._candidates(queries[left], near[left], lists[left], fetch, label)
             exact = self._distances(queries[left], rows)
@@ -179,13 +199,18 @@ class InvertedIndex:
         return self._members[label]
 
     def _distances(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Squared L2 float32 [Q, M] to what is stored of rows int64 [Q, M]; inf where it is -1."""
+        """Squared L2 float32 [Q, M] to rows int64 [Q, M] as they are kept; inf where it is -1."""
         out = np.full(rows.size, np.inf, np.float32)
         flat, owner = rows.ravel(), np.repeat(np.arange(len(rows)), rows.shape[1])
         there = np.flatnonzero(flat >= 0)
         for start in range(0, len(there), _ROWS_AT_ONCE):
             part = there[start : start + _ROWS_AT_ONCE]
-            gap = self._index.reconstruct_batch(flat[part]).astype(np.float64)
+            kept = (
+                self._index.reconstruct_batch(flat[part])
+                if self._whole is None
+                else self._whole[flat[part]]
+            )
+            gap = kept.astype(np.float64)
             gap -= queries[owner[part]]
             out[part] = np.square(gap).sum(axis=1)
         return out.reshape(rows.shape)

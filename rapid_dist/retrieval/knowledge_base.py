@@ -47,6 +47,8 @@ class KnowledgeBaseConfig:
     index_lists: int | None = None  # Of an inverted index; None = the power of 2 nearest 4 sqrt(E).
     index_probes: int = 32  # Lists that a query looks into.
     index_bytes: int = 32  # Of an entry, for ivf_pq.
+    # Candidates a neighbour, for ivf_pq, ranked by whole keys on local disk; 0 = ranked by codes.
+    index_rerank: int = 0
     index_keys: int = 100_000  # Keys that an inverted index is trained on at most.
 
     def __post_init__(self) -> None:
@@ -59,6 +61,11 @@ class KnowledgeBaseConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"knowledge_base.{name} must be at least 1, got {value}.")
+        if self.index_rerank < 0 or (self.index_rerank and self.index != "ivf_pq"):
+            raise ConfigError(
+                f"knowledge_base.index_rerank={self.index_rerank} needs index=ivf_pq, got "
+                f"{self.index!r}: the others keep whole keys. Set it to 0."
+            )
         if self.seed < 0 or self.kmeans_iterations < 1:
             raise ConfigError(
                 "knowledge_base.seed must be at least 0 and kmeans_iterations at least 1, got "

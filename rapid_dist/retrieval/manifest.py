@@ -98,6 +98,7 @@ class IndexRecord:
     code_bytes: int  # Of one entry; those of its key where that is stored whole.
     recall: dict[str, float]  # Share of the true 1 and 10 nearest that are found: "1", "10".
     recall_queries: int  # Entries that were asked for, not counted among their own neighbours.
+    rerank: int = 0  # Candidates a neighbour that are ranked by their whole keys.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +224,8 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         told = {"format": _FORMAT} | _told(self)
+        if self.index is not None:
+            told["index"] = _told(self.index)
         return _json(told | {"shards": [_told(record) for record in self.shards]})
 
     @classmethod
@@ -258,7 +261,7 @@ def _beside(storage: Storage, folder: str) -> Storage:
     return open_storage(f"{parent}/{folder}")
 
 
-def _told(record: ShardRecord | Manifest) -> dict[str, Any]:
+def _told(record: ShardRecord | IndexRecord | Manifest) -> dict[str, Any]:
     """All fields but those at their default, which older files do not know of."""
     content = asdict(record)
     for one in fields(record):

@@ -84,6 +84,7 @@ class ShardSearcher:
                     trained,
                     manifest.index.probes,
                     read_parts(self._storage, manifest, self._places),
+                    rerank=manifest.index.rerank,
                 )
         return self._index
 

@@ -73,9 +73,10 @@ def index_line(index: IndexRecord | None) -> str:
     if index is None:
         return "index flat: exact"
     recall = ", ".join(f"recall@{k} {share:.3f}" for k, share in sorted(index.recall.items()))
+    ranked = f", {index.rerank} candidates a place re-ranked" if index.rerank else ""
     return (
-        f"index {index.kind}: {index.lists:,} lists, {index.probes} looked into; {recall} on "
-        f"{index.recall_queries:,} public entries"
+        f"index {index.kind}: {index.lists:,} lists, {index.probes} looked into{ranked}; {recall} "
+        f"on {index.recall_queries:,} public entries"
     )
 
 

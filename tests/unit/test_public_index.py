@@ -23,7 +23,8 @@ def exact(tmp_path) -> LocalStorage:
 
 
 def _indexed(exact: LocalStorage, kind: IndexKind = "ivf_flat", **settings) -> LocalStorage:
-    storage = LocalStorage(exact.uri.replace("exact", kind + str(sorted(settings.items()))[1:4]))
+    name = "-".join([kind, *(str(value) for value in settings.values())])
+    storage = LocalStorage(exact.uri.replace("exact", name))
     config = KnowledgeBaseConfig(
         **{"index": kind, "index_lists": 12, "index_probes": 3, "index_bytes": 8, **settings}
     )
@@ -61,6 +62,22 @@ def test_every_list_looked_into_gives_the_exact_answer_and_full_recall(exact):
         KnowledgeBase.open(storage).search(queries, 5), base.search(queries, 5), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_whole_keys_behind_the_codes_raise_recall_and_are_what_a_search_uses(exact):
+    storage = _indexed(exact, "ivf_pq", index_probes=12, index_bytes=2, index_rerank=30)
+    codes = _indexed(exact, "ivf_pq", index_probes=12, index_bytes=2)
+    one, other = (Manifest.read(place).index for place in (storage, codes))
+    assert one is not None
+    assert other is not None
+    assert other.recall["10"] < one.recall["10"]
+    assert b"rerank" not in codes.read("manifest.json")  # As such manifests always were.
+    base = KnowledgeBase.open(exact)
+    near, ids = KnowledgeBase.open(storage).search(_queries(base), 1)
+    expected = base.search(_queries(base), 1)
+    same = ids == expected[1]
+    assert same.mean() > 0.9
+    np.testing.assert_array_equal(near[same], expected[0][same])
 
 
 def test_the_recall_of_an_index_that_looks_into_one_list_is_lower(exact):

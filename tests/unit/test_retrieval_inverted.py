@@ -113,6 +113,39 @@ def test_training_is_repeatable_and_leaves_the_index_without_entries() -> None:
         assert train(vectors, shape, seed=1) != train(vectors, shape, seed=2)
 
 
+def _coded(rerank: int, parts: int = 1, probes: int = 32) -> list[InvertedIndex]:
+    vectors, ids, labels = _planted()
+    trained = train(vectors, InvertedShape(kind="ivf_pq", lists=32, code_bytes=4), seed=3)
+    dealt = np.array_split(np.random.default_rng(1).permutation(SIZE), parts)
+    return [
+        InvertedIndex(trained, probes, [(vectors[p], ids[p], labels[p])], rerank=rerank)
+        for p in dealt
+    ]
+
+
+def test_ranking_by_whole_vectors_finds_what_codes_miss_and_gives_true_distances() -> None:
+    vectors, ids, _ = _planted()
+    queries = vectors[:200] + np.float32(0.3)
+    exact = VectorIndex(vectors, ids).search(queries, 5)
+    recall = {}
+    for rerank in (0, 20):
+        distances, found = _coded(rerank)[0].search(queries, 5)
+        recall[rerank] = np.mean(
+            [np.isin(t, f).mean() for t, f in zip(exact[1], found, strict=True)]
+        )
+        hit = found == exact[1]
+        assert (distances[hit] == exact[0][hit]).all() == (rerank > 0)
+    assert recall[0] < 0.9 < recall[20]
+
+
+def test_shards_that_rank_by_whole_vectors_find_no_less_together_than_one_index() -> None:
+    queries = _planted()[0][:100] + np.float32(0.1)
+    whole = _coded(20)[0].search(queries, 5)
+    parts = [part.search(queries, 5) for part in _coded(20, parts=3)]
+    merged = merge_neighbors(np.stack([p[0] for p in parts]), np.stack([p[1] for p in parts]), 5)
+    assert (merged[0] <= whole[0]).all()
+
+
 def test_codes_that_do_not_fit_are_refused() -> None:
     vectors = _planted()[0]
     with pytest.raises(ConfigError, match="index_bytes=5 does not divide"):
