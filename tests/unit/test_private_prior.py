@@ -1,0 +1,95 @@
+"""The private prior's query: charged first, and nothing at all where the charge is refused."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rapid_dist.errors import BudgetError
+from rapid_dist.methods import private_stages
+from rapid_dist.methods.context import RunContext
+from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.retrieval.arrays import unpack_arrays
+from rapid_dist.storage import LocalStorage
+from tests.models import Attempt
+from tests.untrained import UntrainedRun
+
+QUERY = GaussianEvent(noise_multiplier=20.0)
+HISTOGRAM = f"{private_stages.PRIOR}/histogram.npz"
+
+
+@dataclass
+class _Keeper:
+    """Notes what is stored when it is asked to charge; refuses if it ``refuses``."""
+
+    out: LocalStorage
+    refuses: bool = False
+    asked: list[tuple[GaussianEvent, list[str]]] = field(default_factory=list)
+
+    def begin_attempt(self) -> Attempt:
+        return Attempt(number=1, affordable_steps=0)
+
+    def charge_query(self, event: GaussianEvent, purpose: str) -> None:
+        self.asked.append((event, self.out.list()))
+        if self.refuses:
+            raise BudgetError("The query is not paid for.")
+
+
+@dataclass
+class _Backend:
+    own: _Keeper
+
+    def keeper(self) -> _Keeper:
+        return self.own
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> UntrainedRun:
+    return UntrainedRun(tmp_path_factory.mktemp("run"))
+
+
+def _context(run: UntrainedRun, keeper: _Keeper) -> RunContext:
+    context = run.context([])
+    base = replace(run.settings.knowledge_base, clusters=4)
+    backend: Any = _Backend(keeper)
+    return replace(
+        context,
+        settings=replace(run.settings, knowledge_base=base),
+        plan=replace(context.plan, prior=QUERY),
+        out=keeper.out,
+        backend=backend,
+    )
+
+
+def test_the_histogram_is_charged_before_it_leaves(run: UntrainedRun, tmp_path: Path) -> None:
+    keeper = _Keeper(LocalStorage(tmp_path))
+    private_stages.run_prior(_context(run, keeper))
+    assert keeper.asked == [(QUERY, [])]
+    noised = unpack_arrays(keeper.out.read(HISTOGRAM), HISTOGRAM)["noised"]
+    assert noised.shape == (10, 4)
+    assert not np.array_equal(noised, noised.round())
+
+
+def test_the_order_test_would_notice_a_histogram_that_is_stored_first(
+    run: UntrainedRun, tmp_path: Path
+) -> None:
+    keeper = _Keeper(LocalStorage(tmp_path))
+    keeper.out.write(HISTOGRAM, b"")
+    private_stages.run_prior(_context(run, keeper))
+    assert keeper.asked == [(QUERY, [HISTOGRAM])]
+
+
+def test_a_refused_query_leaves_nothing(run: UntrainedRun, tmp_path: Path) -> None:
+    keeper = _Keeper(LocalStorage(tmp_path), refuses=True)
+    with pytest.raises(BudgetError):
+        private_stages.run_prior(_context(run, keeper))
+    assert keeper.out.list() == []
+
+
+def test_a_prior_that_is_done_is_not_asked_again(run: UntrainedRun, tmp_path: Path) -> None:
+    keeper = _Keeper(LocalStorage(tmp_path))
+    for _ in range(2):
+        private_stages.run_prior(_context(run, keeper))
+    assert len(keeper.asked) == 1
