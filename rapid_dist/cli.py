@@ -227,6 +227,7 @@ def ledger_show(
     debug: DebugOption = False,
 ) -> None:
     from rapid_dist.privacy.keeper import totals
+    from rapid_dist.privacy.statement import rounded_up
 
     loaded = _load(recipe, overrides)
     opened = _open_ledger(loaded, out)
@@ -236,10 +237,10 @@ def ledger_show(
     unit = _unit_on(spent.unit, loaded)
     print(
         f"epsilon of all runs together for one {unit}, at delta {delta:g}: "
-        f"{spent.dataset.reported:.4f}"
+        f"{rounded_up(spent.dataset.reported)}"
     )
     for name, epsilons in spent.runs.items():
-        print(f"  {name}: {epsilons.reported:.4f}")
+        print(f"  {name}: {rounded_up(epsilons.reported)}")
     if as_json:
         facts = {"dataset": opened.dataset, "entries": len(opened.entries()), "head": opened.head}
         print(json.dumps({**facts, **asdict(spent), "unit_name": unit}))
@@ -333,6 +334,8 @@ def print_audit(results: "Sequence[CheckResult]") -> None:
 
 
 def _print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:
+    from rapid_dist.privacy.statement import rounded_up
+
     budget, epsilons = solved["budget"], solved["epsilons"]
     unit = _unit_facts(recipe)
     print(f"budget     epsilon {budget['epsilon']:g} at delta {budget['delta']:g}")
@@ -346,7 +349,7 @@ def _print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:
         print(f"{name:<10} {facts}")
     print(f"solved     {recipe.privacy.unknown}")
     for name in ("pld", "prv", "rdp"):
-        print(f"{name:<10} epsilon {epsilons[name]:.4f}")
+        print(f"{name:<10} epsilon {rounded_up(epsilons[name])}")
 
 
 def _shown(value: Any) -> str:
@@ -354,6 +357,8 @@ def _shown(value: Any) -> str:
 
 
 def _print_summary(summary: dict[str, Any], out: str) -> None:
+    from rapid_dist.privacy.statement import rounded_up
+
     privacy, registry = summary["privacy"], summary["registry"]
     model = (
         f"models:/{registry['name']}@{registry['aliases'][0]} (version {registry['version']}) in "
@@ -363,9 +368,9 @@ def _print_summary(summary: dict[str, Any], out: str) -> None:
     )
     unit = privacy.get("unit_name", privacy["unit"])
     print(
-        f"epsilon    {privacy['epsilon']:.4f} at delta {privacy['delta']:g}, relation "
+        f"epsilon    {rounded_up(privacy['epsilon'])} at delta {privacy['delta']:g}, relation "
         f"{privacy['relation']}, for one {unit}; all runs on {summary['dataset']} together "
-        f"{privacy['dataset_epsilon']:.4f}"
+        f"{rounded_up(privacy['dataset_epsilon'])}"
     )
     if privacy.get("unit_note"):
         print(f"unit       {privacy['unit_note']}")

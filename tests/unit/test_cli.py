@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from rapid_dist.cli import STAGES, build_app, main
+from rapid_dist.cli import STAGES, _print_summary, build_app, main
 from rapid_dist.errors import BudgetError, LedgerError, RapidError, ReleaseError
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
@@ -168,3 +168,15 @@ def test_every_job_is_a_command_and_short() -> None:
         assert f'run_command("{"run" if name == "pipeline" else name}")' in text
         assert text.count("\n") < 60
     assert {command.name for command in build_app().registered_commands} >= {*STAGES, "audit"}
+
+
+def test_no_printed_epsilon_is_rounded_towards_a_stronger_claim(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    privacy = {"epsilon": 1.00001, "delta": 1e-5, "relation": "zero_out", "unit": "record",
+               "dataset_epsilon": 2.00001}  # fmt: skip
+    summary = {"privacy": privacy, "registry": {}, "dataset": "faces", "seconds": {"total": 1.0}}
+    _print_summary(summary, "runs/faces")
+    said = capsys.readouterr().out
+    assert "1.0001 at delta" in said
+    assert "together 2.0001" in said
