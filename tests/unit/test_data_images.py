@@ -17,6 +17,7 @@ from rapid_dist.data.images import (
     hash_share,
     to_unit,
 )
+from rapid_dist.data.pixels import fit, scale_to_bytes
 from rapid_dist.errors import DataError
 
 SPEC = ImageSpec(name="tiny", num_records=3, channels=1, size=8, num_classes=2, licence="none")
@@ -33,6 +34,16 @@ def test_every_pixel_value_survives_the_round_trip_through_the_unit_range() -> N
     assert unit.dtype == torch.float32
     assert (unit.min().item(), unit.max().item()) == (-1.0, 1.0)
     np.testing.assert_array_equal(from_unit(unit), pixels)
+
+
+def test_an_images_values_do_not_depend_on_the_images_beside_it() -> None:
+    dark, bright = np.full((2, 1, 8, 8), 9, np.uint8), np.full((1, 1, 8, 8), 255, np.uint8)
+    together = np.concatenate([dark, bright])
+    assert torch.equal(to_unit(together)[:2], to_unit(dark))
+    assert np.array_equal(fit(together, 8, 1)[:2], fit(dark, 8, 1))
+    numbers = together.astype(np.float32) / 255
+    scaled = scale_to_bytes(numbers, (0.0, 1.0), "a")
+    assert np.array_equal(scaled[:2], scale_to_bytes(numbers[:2], (0.0, 1.0), "a"))
 
 
 def test_pixels_outside_the_unit_range_clamp_instead_of_wrapping() -> None:
