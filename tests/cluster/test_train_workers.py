@@ -41,15 +41,6 @@ class CountsTwoThings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountsTwoThings:
-    """Reports of a part of itself, and then of itself."""
-
-    def __call__(self, collective: Collective, report: Report) -> None:
-        report({"step": 1.0}, part="clusters")
-        report({"step": 2.0})
-
-
-@dataclass(frozen=True, kw_only=True)
 class DiesOnce:
     """Kills its own process in the first attempt; leaves a mark an attempt."""
 
