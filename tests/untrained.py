@@ -1,8 +1,10 @@
 """A run whose public stages are there, untrained: enough to draw from and to search."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rapid_dist.config import load_recipe, method_settings
@@ -14,6 +16,8 @@ from rapid_dist.privacy.accounting import plan
 from rapid_dist.public.build import build_knowledge_base, knowledge_base_spec
 from rapid_dist.retrieval.features import ContrastExtractor
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.prior import TrajectoryPrior
+from rapid_dist.runtime.train_workers import ProcessWorkers
 from rapid_dist.storage import LocalStorage, Storage
 
 TINY = [
@@ -34,10 +38,13 @@ TINY = [
 
 
 class UntrainedRun:
-    """The digits recipe on 60 letters, with networks of one block."""
+    """The digits recipe on 60 letters, with networks of one block.
 
-    def __init__(self, root: Path) -> None:
-        self.recipe = load_recipe("digits", TINY)
+    A prior and an adapted network are there as well, for a recipe that has a prior.
+    """
+
+    def __init__(self, root: Path, *overrides: str) -> None:
+        self.recipe = load_recipe("digits", [*TINY, *overrides])
         self.settings = method_settings(self.recipe)
         self.public, self.out = LocalStorage(root / "public"), LocalStorage(root / "out")
         settings = self.settings
@@ -63,33 +70,44 @@ class UntrainedRun:
             public_stages.open_embedder(settings, self.public.uri),
             self.public.child(artifacts.knowledge_base_name(settings)),
         )
+        artifacts.put_denoiser(self.out.child(private_stages.ADAPTED), own)
+        entries = len(self.knowledge_base())
+        votes = np.random.default_rng(0).random((private_stages.num_classes(settings), 3))
+        prior = TrajectoryPrior(np.arange(entries) % 3, votes)
+        self.out.child(private_stages.PRIOR).write("prior.npz", prior.to_bytes())
 
     def knowledge_base(self) -> KnowledgeBase:
         return private_stages.open_knowledge_base(self.settings, self.public.uri)
 
     def context(self, reports: list[tuple[str, dict[str, float]]]) -> RunContext:
         """Returns the context of a run that samples by query; what it reports is collected."""
+
+        def on_report(stage: str, figures: dict[str, float]) -> None:
+            reports.append((stage, figures))
+
         return RunContext(
             settings=self.settings,
             plan=plan(self.settings.privacy, self.recipe.num_units),
             out=self.out,
             internal=self.out.child("internal"),
             public=self.public,
-            backend=_OnlySearches(self),
+            backend=_ChargesNothing(self, on_report),
             privacy=dict,
             versions={},
-            report=lambda stage, figures: reports.append((stage, figures)),
+            report=on_report,
         )
 
 
-class _OnlySearches:
-    """A backend for what is done in one process and charges nothing."""
+class _ChargesNothing:
+    """A backend of one process for what needs no ledger."""
 
-    workers: Any = None
     num_workers = 1
 
-    def __init__(self, run: UntrainedRun) -> None:
+    def __init__(
+        self, run: UntrainedRun, on_report: Callable[[str, dict[str, float]], None]
+    ) -> None:
         self._run = run
+        self.workers: Any = ProcessWorkers(threads=1, on_report=on_report)
 
     def searcher(self, storage: Storage) -> KnowledgeBase:
         return self._run.knowledge_base()

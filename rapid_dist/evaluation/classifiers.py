@@ -13,8 +13,9 @@ Letters: N images, C channels, H = W side.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,31 +26,9 @@ from torch.nn import functional as F
 
 from rapid_dist.data.images import Int64Array, PrivateImages, UInt8Array, to_unit
 from rapid_dist.errors import ConfigError
+from rapid_dist.evaluation.settings import ClassifierConfig
 
 LARGEST_FULL_SIDE = 32  # Wider images are convolved with stride 2 first: the same cost as at 32.
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
-    """How the three classifiers are trained; the defaults are never tuned to a result."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    logistic_iterations: int = 200
-    hidden_width: int = 256
-    steps: int = 1_000
-    batch_size: int = 128
-    learning_rate: float = 2e-3  # Of Adam, at its highest; warmed up, then lowered to zero.
-    label_smoothing: float = 0.1  # Synthetic labels are sometimes wrong; this forgives them.
-
-    def __post_init__(self) -> None:
-        for name in ("logistic_iterations", "hidden_width", "steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate must be positive, got {self.learning_rate}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +47,11 @@ class ClassifierScores:
     def to_json(self) -> dict[str, float]:
         """Returns the three scores and their mean."""
         return {**asdict(self), "mean": self.mean}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, float]) -> Self:
+        """Reads ``to_json``."""
+        return cls(logistic=content["logistic"], mlp=content["mlp"], cnn=content["cnn"])
 
 
 def train_and_score(

@@ -122,7 +122,8 @@ def frechet_distance(real: Float32Array, synthetic: Float32Array) -> float:
 
     It is biased upwards by few images, so it is only comparable between sets of equal size.
     """
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    # In a process group it would add up what all workers hold, and they hold different sets.
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
     metric.update(torch.from_numpy(real).double(), real=True)
     metric.update(torch.from_numpy(synthetic).double(), real=False)
     return max(float(metric.compute()), 0.0)  # Rounding can pass below zero on equal sets.

@@ -1,55 +1,34 @@
 """Everything that is measured about one set of samples and its controls.
 
-    quality = evaluate(samples, labels, controls, train, held_out, config, seed)
+    yardstick = Yardstick(train, held_out, config, seed, smallest_set=2_000)
+    quality = yardstick.quality(yardstick.measure(images, labels), controls={...})
 
-All of it is measured against private records, so all of it is an internal result (P13): it goes
-into the run's ``internal/`` folder and its internal report, never into a bundle. The controls
-are measured exactly as the samples are; a method that does not beat them is reported as such.
+    quality = evaluate(samples, labels, controls, train, held_out, config, seed)  # In one go.
+
+Every set is measured on its own, so several processes can share the sets. All of it is measured
+against private records, so all of it is an internal result (P13): it goes into the run's
+``internal/`` folder and its internal report, never into a bundle. The controls are measured exactly
+as the samples are; a method that does not beat them is reported as such.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Self
 
 import numpy as np
 
 from rapid_dist.data.images import Int64Array, PrivateImages, UInt8Array
 from rapid_dist.errors import ConfigError
-from rapid_dist.evaluation.classifiers import ClassifierConfig, ClassifierScores, train_and_score
+from rapid_dist.evaluation.classifiers import ClassifierScores, train_and_score
 from rapid_dist.evaluation.fidelity import Extractor, Fidelity, PixelExtractor, compare
 from rapid_dist.evaluation.memorisation import Memorisation, memorisation
 from rapid_dist.evaluation.mobilenet import open_mobilenet
+from rapid_dist.evaluation.settings import EvaluationConfig
 
 INTERNAL = (
     "Internal: measured against private records without a privacy mechanism. Not for release."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured, and on how many images."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    features: Literal["pixels", "mobilenet"] = "pixels"
-    fidelity_images: int = 2_000  # At most, of each set; figures depend on it.
-    memorisation_images: int = 1_000  # At most, of samples and of held-out records.
-    neighbors: int = 5
-    controls: bool = True  # False leaves the controls out, which a comparison never should.
-    classifiers: ClassifierConfig = field(default_factory=ClassifierConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("fidelity_images", "memorisation_images", "neighbors"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"evaluation.{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if self.neighbors >= self.fidelity_images:
-            raise ConfigError(
-                f"evaluation.neighbors must be below evaluation.fidelity_images, got "
-                f"{self.neighbors} and {self.fidelity_images}. 5 is usual."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +48,17 @@ class SetQuality:
             "fidelity": self.fidelity.to_json(),
             "memorisation": self.memorisation.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Reads ``to_json``; every figure comes back to the bit."""
+        scores = content["classifiers"]
+        return cls(
+            num_images=content["num_images"],
+            classifiers=None if scores is None else ClassifierScores.from_json(scores),
+            fidelity=Fidelity(**content["fidelity"]),
+            memorisation=Memorisation(**content["memorisation"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +105,71 @@ def open_extractor(config: EvaluationConfig, data_root: Path | None = None) -> E
     return open_mobilenet(data_root)
 
 
+class Yardstick:
+    """The private records that image sets are held against, and how; one for all sets of a run."""
+
+    def __init__(
+        self,
+        train: PrivateImages,
+        held_out: PrivateImages,
+        config: EvaluationConfig,
+        seed: int,
+        *,
+        smallest_set: int,
+        extractor: Extractor | None = None,
+    ) -> None:
+        """Computes once what every set is compared with.
+
+        Args:
+          train: what the generator was trained on; only its distances are used.
+          held_out: real images that nothing was trained or chosen on.
+          smallest_set: images of the smallest set that will be measured.
+          extractor: of the FID-like figures; pixels by default. Memorisation is always in pixels,
+            where a copy is at distance 0.
+        """
+        self._held_out, self._config, self._seed = held_out, config, seed
+        self._extractor, self._pixels = extractor or PixelExtractor(), PixelExtractor()
+        # One number for all sets: a Frechet distance falls with the number of images.
+        self._count = min(config.fidelity_images, len(held_out), smallest_set)
+        self._real_features = self._extractor(_some(held_out.images, self._count, seed))
+        self._train_pixels = self._pixels(train.images)
+        some = _some(held_out.images, config.memorisation_images, seed)
+        self._held_out_pixels = self._pixels(some)
+
+    def measure(self, images: UInt8Array, labels: Int64Array) -> SetQuality:
+        """Measures images uint8 [n, C, S, S] with labels int64 [n]; no other set matters to it."""
+        config, seed, num_classes = self._config, self._seed, self._held_out.spec.num_classes
+        classifiers = None
+        if num_classes > 1:
+            classifiers = train_and_score(
+                images, labels, self._held_out, num_classes, seed, config.classifiers
+            )
+        return SetQuality(
+            num_images=len(images),
+            classifiers=classifiers,
+            fidelity=compare(
+                self._real_features,
+                self._extractor(_some(images, self._count, seed)),
+                neighbors=config.neighbors,
+            ),
+            memorisation=memorisation(
+                self._pixels(_some(images, config.memorisation_images, seed)),
+                self._train_pixels,
+                self._held_out_pixels,
+            ),
+        )
+
+    def quality(self, samples: SetQuality, controls: Mapping[str, SetQuality]) -> Quality:
+        """Puts the sets that were measured beside each other."""
+        return Quality(
+            samples=samples,
+            controls=dict(controls),
+            extractor=self._extractor.name,
+            fidelity_images=self._count,
+            seed=self._seed,
+        )
+
+
 def evaluate(
     samples: UInt8Array,
     labels: Int64Array,
@@ -124,57 +179,17 @@ def evaluate(
     config: EvaluationConfig,
     seed: int,
     extractor: Extractor | None = None,
-    on_set: Callable[[], None] | None = None,
 ) -> Quality:
     """Measures samples uint8 [n, C, S, S] with labels int64 [n], and each control likewise.
 
     Args:
       controls: other images and labels by name, such as the references as they are.
-      train: what the generator was trained on; only its distances are used.
-      held_out: real images that nothing was trained or chosen on.
-      extractor: of the FID-like figures; pixels by default. Memorisation is always in pixels,
-        where a copy is at distance 0.
-      on_set: called whenever one set has been measured.
+      train: as for ``Yardstick``, and so is the rest.
     """
-    extractor = extractor or PixelExtractor()
-    pixels = PixelExtractor()
-    sets = {"": (samples, labels), **controls}
-    # One number for all sets: a Frechet distance falls with the number of images.
-    count = min(config.fidelity_images, len(held_out), *(len(s[0]) for s in sets.values()))
-    real_features = extractor(_some(held_out.images, count, seed))
-    train_pixels = pixels(train.images)
-    held_out_pixels = pixels(_some(held_out.images, config.memorisation_images, seed))
-
-    def measure(images: UInt8Array, of_labels: Int64Array) -> SetQuality:
-        num_classes = held_out.spec.num_classes
-        found = SetQuality(
-            num_images=len(images),
-            classifiers=train_and_score(
-                images, of_labels, held_out, num_classes, seed, config.classifiers
-            )
-            if num_classes > 1
-            else None,
-            fidelity=compare(
-                real_features, extractor(_some(images, count, seed)), neighbors=config.neighbors
-            ),
-            memorisation=memorisation(
-                pixels(_some(images, config.memorisation_images, seed)),
-                train_pixels,
-                held_out_pixels,
-            ),
-        )
-        if on_set is not None:
-            on_set()
-        return found
-
-    measured = {name: measure(*images_and_labels) for name, images_and_labels in sets.items()}
-    return Quality(
-        samples=measured.pop(""),
-        controls=measured,
-        extractor=extractor.name,
-        fidelity_images=count,
-        seed=seed,
-    )
+    smallest = min([len(samples), *(len(images) for images, _ in controls.values())])
+    yardstick = Yardstick(train, held_out, config, seed, smallest_set=smallest, extractor=extractor)
+    measured = {name: yardstick.measure(*images) for name, images in controls.items()}
+    return yardstick.quality(yardstick.measure(samples, labels), measured)
 
 
 def _some(images: UInt8Array, count: int, seed: int) -> UInt8Array:

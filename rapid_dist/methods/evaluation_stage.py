@@ -1,16 +1,22 @@
-"""The last stage: samples and their controls, measured against private records (internal, P13)."""
+"""The last stage: samples and their controls, measured against private records (internal, P13).
+
+Controls are drawn as samples are: on all workers, each image by its own seed. Then the workers
+share out the sets and measure them. Each worker reads the private records from their source, as in
+training; what it finds goes to the run's ``internal/`` folder, past everything that reports.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-
+from rapid_dist.collective import Collective
 from rapid_dist.data.sources import load_private
-from rapid_dist.diffusion.denoiser import Denoiser
-from rapid_dist.evaluation.suite import Quality, evaluate, open_extractor
+from rapid_dist.evaluation.suite import SetQuality, Yardstick, open_extractor
 from rapid_dist.methods import artifacts
-from rapid_dist.methods.context import RunContext
+from rapid_dist.methods.context import Report, RunContext
+from rapid_dist.methods.drawing import GenerateTask, ImageSet, drawing_of
 from rapid_dist.methods.private_stages import (
     ADAPTED,
     num_classes,
@@ -18,99 +24,161 @@ from rapid_dist.methods.private_stages import (
     open_prior,
     uniform_prior,
 )
-from rapid_dist.methods.sampling_stages import SAMPLES, bundle_facts, make_bundle
-from rapid_dist.release.bundle import BundleFacts
-from rapid_dist.release.generator import Generator
-from rapid_dist.retrieval.prior import TrajectoryPrior
+from rapid_dist.methods.sampling_stages import SAMPLES, SAMPLES_FILE, bundle_facts, make_bundle
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.release.bundle import Bundle
+from rapid_dist.retrieval.jitter import JitterConfig
+from rapid_dist.storage import Storage, open_storage
 
 CONTROLS = "internal/controls"
+QUALITY = "quality.json"  # In internal/, as are the parts of it while there are not all.
 
 
 def control_file(name: str) -> str:
     """Returns where the images of a control are stored, in the run directory."""
-    return f"{CONTROLS}/{name.replace(' ', '-').replace(',', '')}.npz"
+    return f"{CONTROLS}/{_in_file_names(name)}.npz"
 
 
-def controls_of(context: RunContext, labels: np.ndarray) -> dict[str, Callable[[], np.ndarray]]:
-    """Returns what draws each control of design.md, section 3: one image a label.
+def _in_file_names(name: str) -> str:
+    return name.replace(" ", "-").replace(",", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSource:
+    """What a control is drawn from, put together on the worker that draws."""
+
+    settings: MethodSettings
+    public_uri: str
+    out_uri: str
+    model: Literal["public", "adapted"] = "public"
+    source: Literal["noise", "uniform", "prior"]
+    jitter: bool = True  # Of the references, as the settings say.
+
+    def __call__(self) -> Bundle:
+        settings = self.settings
+        facts = bundle_facts(settings, self.source, {}, {})
+        if not self.jitter:
+            facts = replace(facts, jitter=JitterConfig())
+        if self.model == "adapted":
+            denoiser = artifacts.get_denoiser(open_storage(self.out_uri).child(ADAPTED).uri)
+        else:
+            place = open_storage(self.public_uri).child(artifacts.pretrain_name(settings))
+            denoiser = artifacts.get_denoiser(place.uri).without_labels(num_classes(settings))
+        if self.source == "noise":
+            return Bundle(facts=facts, denoiser=denoiser)
+        base = open_knowledge_base(settings, self.public_uri)
+        prior = (
+            uniform_prior(settings, base) if self.source == "uniform" else open_prior(self.out_uri)
+        )
+        return make_bundle(settings, denoiser, facts, prior, base)
+
+
+def controls_of(context: RunContext) -> dict[str, ImageSet]:
+    """Returns the controls of design.md, section 3, by name.
 
     At no budget: the public model alone, references drawn uniformly, and the public model run from
     those. At the prior's budget: its references as they are, the public model run from them, and
     the adapted model without a step of DP-SGD.
     """
     settings = context.settings
-    place = context.public.child(artifacts.pretrain_name(settings))
-    public = artifacts.get_denoiser(place.uri).without_labels(num_classes(settings))
-    base = open_knowledge_base(settings, context.public.uri)
-    late = bundle_facts(settings, "prior", {}, {})
-    seed = settings.sampling.seed
+    if settings.method != "rapid" or not settings.evaluation.controls:
+        return {}
+    at = ControlSource(
+        settings=settings, public_uri=context.public.uri, out_uri=context.out.uri, source="noise"
+    )
+    uniform, prior = replace(at, source="uniform"), replace(at, source="prior")
+    controls: dict[str, ImageSet] = {}
 
-    def model(
-        denoiser: Denoiser, facts: BundleFacts, prior: TrajectoryPrior | None
-    ) -> Callable[[], np.ndarray]:
-        def draw() -> np.ndarray:  # Here, so that one control's references are held at a time.
-            generator = Generator(make_bundle(settings, denoiser, facts, prior, base))
-            return generator.generate(labels, seed=seed)
+    def add(name: str, source: ControlSource, *, references: bool = False) -> None:
+        controls[name] = ImageSet(
+            file=control_file(name), open_bundle=source, references=references
+        )
 
-        return draw
-
-    def references(prior: TrajectoryPrior) -> Callable[[], np.ndarray]:
-        return lambda: base.images(prior.draw(labels, seed, np.arange(len(labels))))
-
-    uniform = uniform_prior(settings, base)
-    controls = {
-        "public model": model(public, bundle_facts(settings, "noise", {}, {}), None),
-        "references, uniform": references(uniform),
-        "public model from uniform references": model(public, late, uniform),
-    }
+    add("public model", at)
+    add("references, uniform", replace(uniform, jitter=False), references=True)
+    add("public model from uniform references", uniform)
     if context.plan.prior is not None:
-        prior = open_prior(context.out.uri)
-        adapted = artifacts.get_denoiser(context.out.child(ADAPTED).uri)
-        controls["references from the prior"] = references(prior)
+        add("references from the prior", replace(prior, jitter=False), references=True)
         if not settings.prior.jitter.is_off:
-            controls["references from the prior, jittered"] = lambda: Generator(
-                make_bundle(settings, public, late, prior, base)
-            ).references(labels, seed=seed)
-        controls["public model from the prior"] = model(public, late, prior)
+            add("references from the prior, jittered", prior, references=True)
+        add("public model from the prior", prior)
         if context.plan.dp_sgd is not None:
-            controls["adapted model from the prior"] = model(adapted, late, prior)
+            add("adapted model from the prior", replace(prior, model="adapted"))
     return controls
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTask:
+    """Draws the controls on all workers, then measures every set on one of them.
+
+    The figures are what one process alone would find. Rank 0 puts them together.
+    """
+
+    settings: MethodSettings
+    drawing: GenerateTask  # Of the controls.
+    files: Mapping[str, str]  # Of every set, samples and controls, by its name.
+    out_uri: str
+    internal_uri: str
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        settings = self.settings
+        root = None if settings.data_root is None else Path(settings.data_root)
+        extractor = open_extractor(settings.evaluation, root)  # Refused before anything is drawn.
+        self.drawing(collective, lambda figures, part="": report(figures, "controls"))
+        train, held_out = load_private(settings.private, settings.data_root)
+        yardstick = Yardstick(
+            train,
+            held_out,
+            settings.evaluation,
+            settings.seed,
+            smallest_set=self.drawing.count,
+            extractor=extractor,
+        )
+        internal = open_storage(self.internal_uri, private=True)
+        mine = list(self.files)[collective.rank :: collective.world_size]
+        for place, name in enumerate(mine, start=1):
+            self._measure(name, yardstick, internal)
+            report({"step": place, "steps": len(mine)})
+        collective.barrier()
+        if collective.rank == 0:
+            self._join(yardstick, internal)
+
+    def _measure(self, name: str, yardstick: Yardstick, internal: Storage) -> None:
+        """Stores the figures of one set, unless a worker that died later has done so."""
+        if not internal.exists(_part(name)):
+            images = artifacts.get_images(open_storage(self.out_uri), self.files[name])
+            found = yardstick.measure(*images).to_json()
+            internal.write(_part(name), json.dumps(found).encode())
+
+    def _join(self, yardstick: Yardstick, internal: Storage) -> None:
+        found = {
+            name: SetQuality.from_json(json.loads(internal.read(_part(name))))
+            for name in self.files
+        }
+        quality = yardstick.quality(found.pop(SAMPLES), found)
+        internal.write(QUALITY, json.dumps(quality.to_json(), indent=2).encode())
+        for name in self.files:
+            internal.delete(_part(name))
+
+
+def _part(name: str) -> str:
+    return f"quality/{_in_file_names(name)}.json"
+
+
+def evaluation_of(context: RunContext) -> EvaluateTask:
+    """Returns what draws and measures all that the settings ask for."""
+    controls = controls_of(context)
+    return EvaluateTask(
+        settings=context.settings,
+        drawing=drawing_of(context, tuple(controls.values())),
+        files={SAMPLES: SAMPLES_FILE, **{name: one.file for name, one in controls.items()}},
+        out_uri=context.out.uri,
+        internal_uri=context.internal.uri,
+    )
 
 
 def run_evaluate(context: RunContext) -> None:
     """Scores samples and controls against private records: an internal result (P13)."""
-    settings = context.settings
-    storage = context.internal
-    if storage.exists("quality.json"):
-        return
-    images, labels = artifacts.get_images(context.out.child(SAMPLES), "samples.npz")
-    wanted = settings.method == "rapid" and settings.evaluation.controls
-    # Classes go round, also where a control cannot know them.
-    control_labels = np.arange(settings.sampling.count) % num_classes(settings)
-    controls = controls_of(context, control_labels) if wanted else {}
-    done = 0
-
-    def one_more() -> None:  # Every control is drawn once and measured once, the samples measured.
-        nonlocal done
-        done += 1
-        context.report("evaluate", {"step": done, "steps": 2 * len(controls) + 1})
-
-    drawn: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, draw in controls.items():
-        drawn[name] = (draw(), control_labels)
-        artifacts.put_images(context.out, control_file(name), *drawn[name])
-        one_more()
-    train, held_out = load_private(settings.private, settings.data_root)
-    root = None if settings.data_root is None else Path(settings.data_root)
-    quality: Quality = evaluate(
-        images,
-        labels,
-        drawn,
-        train,
-        held_out,
-        settings.evaluation,
-        settings.seed,
-        extractor=open_extractor(settings.evaluation, root),
-        on_set=one_more,
-    )
-    storage.write("quality.json", json.dumps(quality.to_json(), indent=2).encode())
+    if not context.internal.exists(QUALITY):
+        workers, count = context.backend.workers, context.backend.num_workers
+        workers.run(evaluation_of(context), name="evaluate", num_workers=count)

@@ -1,19 +1,20 @@
 """The stage after training: the bundle, and samples drawn from it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from rapid_dist.collective import Collective
 from rapid_dist.data.images import from_unit, to_unit
-from rapid_dist.diffusion.compute import Precision
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
 from rapid_dist.diffusion.seeds import generator_for, normal_for
 from rapid_dist.methods import artifacts
-from rapid_dist.methods.context import Report, RunContext, Searcher
+from rapid_dist.methods.context import RunContext, Searcher
+from rapid_dist.methods.drawing import ImageSet, drawing_of, facts_file, open_stored
 from rapid_dist.methods.private_stages import (
     PRIVATE,
     num_classes,
@@ -23,8 +24,8 @@ from rapid_dist.methods.private_stages import (
 )
 from rapid_dist.methods.public_stages import open_embedder
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.release.bundle import Bundle, BundleFacts, References, open_bundle, write_bundle
-from rapid_dist.release.generator import BLOCK_ROWS, Generator
+from rapid_dist.release.bundle import Bundle, BundleFacts, References, write_bundle
+from rapid_dist.release.generator import BLOCK_ROWS
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.merge import NO_NEIGHBOR
 from rapid_dist.retrieval.prior import TrajectoryPrior
@@ -32,6 +33,7 @@ from rapid_dist.retrieval.stats import diversity
 from rapid_dist.storage import Storage, open_storage
 
 BUNDLE, SAMPLES = "bundle", "samples"
+SAMPLES_FILE = f"{SAMPLES}/samples.npz"
 
 
 def class_names(settings: MethodSettings) -> tuple[str, ...]:
@@ -88,48 +90,6 @@ def make_bundle(
     return whole.pruned()
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateTask:
-    """Draws one rank's part of the samples; every sample has its own seed."""
-
-    bundle_uri: str
-    samples_uri: str
-    count: int
-    num_labels: int
-    seed: int
-    batch_size: int
-    device: str = "cpu"
-    precision: Precision = "fp32"
-
-    def __call__(self, collective: Collective, report: Report) -> None:
-        bundle = artifacts.with_folder(open_storage(self.bundle_uri), open_bundle)
-        generator = Generator(bundle, self.device, self.precision)
-        blocks = -(-self.count // BLOCK_ROWS)
-        mine = np.array_split(np.arange(blocks), collective.world_size)[collective.rank]
-        first = int(mine[0]) * BLOCK_ROWS if len(mine) else 0
-        last = min(self.count, (int(mine[-1]) + 1) * BLOCK_ROWS) if len(mine) else 0
-        labels = np.arange(first, last) % self.num_labels
-        drawn = 0
-
-        def progress(batch: int) -> None:
-            nonlocal drawn
-            drawn += batch
-            report({"step": drawn, "steps": last - first, "rows": 1})
-
-        images = generator.generate(
-            labels, seed=self.seed, first_id=first, batch_size=self.batch_size, on_batch=progress
-        )
-        artifacts.put_images(
-            open_storage(self.samples_uri), f"part-{collective.rank:04d}.npz", images, labels
-        )
-        if collective.rank == 0:
-            # Asserted by nobody, counted by the network itself.
-            per_image = generator.evaluations_per_image
-            artifacts.mark_done(
-                open_storage(self.samples_uri).child("evaluations"), {"nfe": per_image}
-            )
-
-
 def run_generate(context: RunContext) -> None:
     """Writes the bundle, then draws ``sampling.count`` images from it on all workers."""
     settings = context.settings
@@ -153,24 +113,13 @@ def run_generate(context: RunContext) -> None:
     artifacts.put_folder(
         context.out.child(BUNDLE), lambda folder: write_bundle(bundle, folder), mark=False
     )
-    for part in storage.list("part-"):  # Of an attempt with other workers.
-        storage.delete(part)
-    task = GenerateTask(
-        bundle_uri=context.out.child(BUNDLE).uri,
-        samples_uri=storage.uri,
-        count=settings.sampling.count,
-        num_labels=num_classes(settings),
-        seed=settings.sampling.seed,
-        batch_size=settings.sampling.batch_size,
-        device=context.device,
-        precision=settings.sampling.precision,
+    samples = ImageSet(
+        file=SAMPLES_FILE,
+        open_bundle=partial(open_stored, context.out.child(BUNDLE).uri),
     )
+    task = drawing_of(context, (samples,))
     context.backend.workers.run(task, name="generate", num_workers=context.backend.num_workers)
-    parts = [artifacts.get_images(storage, name) for name in storage.list("part-")]
-    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    assert len(images) == settings.sampling.count, "Every sample is in exactly one part."
-    artifacts.put_images(storage, "samples.npz", images, labels)
-    artifacts.mark_done(storage, artifacts.read_done(storage.child("evaluations")))
+    artifacts.mark_done(storage, json.loads(context.out.read(facts_file(samples.file))))
 
 
 @dataclass(frozen=True, kw_only=True)

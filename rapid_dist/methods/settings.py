@@ -8,7 +8,7 @@ from rapid_dist.diffusion.denoiser import NetworkConfig
 from rapid_dist.diffusion.sampler import SamplingConfig
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
-from rapid_dist.evaluation.suite import EvaluationConfig
+from rapid_dist.evaluation.settings import EvaluationConfig
 from rapid_dist.privacy.settings import PrivacyConfig
 from rapid_dist.private.contamination import ContaminationConfig
 from rapid_dist.private.settings import TrainConfig

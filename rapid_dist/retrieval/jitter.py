@@ -50,7 +50,7 @@ def jittered(
     Pixels that come from outside the frame repeat its border. Row i depends on image i and stream
     i alone.
     """
-    if config.is_off:
+    if config.is_off or not len(images):
         return images
     draws = np.stack([stream.uniform(-1.0, 1.0, 6) for stream in streams]).astype(np.float32)
     draw = torch.from_numpy(draws)

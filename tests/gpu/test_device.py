@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rapid_dist.data.images import ImageSpec, PrivateImages
-from rapid_dist.evaluation.classifiers import ClassifierConfig, train_and_score
+from rapid_dist.evaluation.classifiers import train_and_score
+from rapid_dist.evaluation.settings import ClassifierConfig
 from rapid_dist.release.generator import Generator
 from tests.bundles import tiny_bundle, tiny_denoiser
 

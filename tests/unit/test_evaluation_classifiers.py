@@ -6,7 +6,8 @@ import torch
 
 from rapid_dist.data.images import ImageSpec, Int64Array, PrivateImages, UInt8Array
 from rapid_dist.errors import ConfigError
-from rapid_dist.evaluation.classifiers import ClassifierConfig, ClassifierScores, train_and_score
+from rapid_dist.evaluation.classifiers import ClassifierScores, train_and_score
+from rapid_dist.evaluation.settings import ClassifierConfig
 
 QUICK = ClassifierConfig(logistic_iterations=50, hidden_width=16, steps=60, batch_size=32)
 

@@ -9,8 +9,8 @@ import pytest
 
 from rapid_dist.data.images import ImageSpec, Int64Array, PrivateImages, UInt8Array
 from rapid_dist.errors import ConfigError
-from rapid_dist.evaluation.classifiers import ClassifierConfig
-from rapid_dist.evaluation.suite import EvaluationConfig, Quality, evaluate, open_extractor
+from rapid_dist.evaluation.settings import ClassifierConfig, EvaluationConfig
+from rapid_dist.evaluation.suite import Quality, evaluate, open_extractor
 
 CONFIG = EvaluationConfig(
     fidelity_images=100,

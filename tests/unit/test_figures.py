@@ -24,7 +24,7 @@ def _kept(folder: Path, reports: list[tuple[str, dict[str, float]]], debug: bool
 LEAK = {"step": 1, "steps": 1, "rows": 64, "loss": 0.123, "grad_norm": 4.5}
 
 
-@pytest.mark.parametrize("stage", ["prior", "train", "train clusters"])
+@pytest.mark.parametrize("stage", ["prior", "train", "train clusters", "evaluate"])
 def test_a_private_stage_says_how_far_it_is_and_nothing_else(stage: str, tmp_path: Path) -> None:
     kept = json.loads(_kept(tmp_path, [(stage, LEAK)]))
     assert kept == {"stage": stage, "step": 1, "steps": 1, "rows": 64}

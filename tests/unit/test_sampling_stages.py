@@ -1,23 +1,20 @@
-"""Samples, controls and queries: what they depend on, what they cost and how far they are."""
+"""Samples and queries: what they depend on, what they cost and how far they are."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rapid_dist.collective import SingleProcess
 from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.diffusion.denoiser import Denoiser, NetworkConfig
-from rapid_dist.methods import (
-    artifacts,
-    evaluation_stage,
-    private_stages,
-    sampling_stages,
-)
-from rapid_dist.methods.sampling_stages import GenerateTask, QueryPath
+from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.methods.drawing import GenerateTask, ImageSet, facts_file, open_stored
+from rapid_dist.methods.sampling_stages import QueryPath
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.recipe_files import recipe_names
 from rapid_dist.release.bundle import write_bundle
@@ -30,12 +27,18 @@ from tests.untrained import UntrainedRun
 COUNT = 150  # Two whole blocks of 64 rows and a part.
 
 
-def _samples(folder: Path, world_size: int, **changes: Any) -> np.ndarray:
-    """Draws with so many workers and puts the parts together, as the stage does."""
+def _drawn(folder: Path, world_size: int, **changes: Any) -> dict[str, np.ndarray]:
+    """Draws samples, and the references they start from, with so many workers, in a new folder."""
+    out = LocalStorage(folder / f"{world_size}-{'-'.join(map(str, changes.values()))}")
+    bundle = partial(open_stored, str(folder / "bundle"))
+    sets = (
+        ImageSet(file="samples/samples.npz", open_bundle=bundle),
+        ImageSet(file="references.npz", open_bundle=bundle, references=True),
+    )
     task = GenerateTask(
         **{
-            "bundle_uri": str(folder / "bundle"),
-            "samples_uri": str(folder / f"samples-{world_size}-{len(changes)}"),
+            "sets": sets,
+            "out_uri": out.uri,
             "count": COUNT,
             "num_labels": 2,
             "seed": 3,
@@ -43,12 +46,13 @@ def _samples(folder: Path, world_size: int, **changes: Any) -> np.ndarray:
             **changes,
         }
     )
-    ThreadWorkers(world_size).run(lambda collective: task(collective, lambda figures: None))
-    storage = LocalStorage(Path(task.samples_uri))
-    parts = [artifacts.get_images(storage, name) for name in storage.list("part-")]
-    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    np.testing.assert_array_equal(labels, np.arange(COUNT) % 2)
-    return images
+    ThreadWorkers(world_size).run(lambda collective: task(collective, lambda *said: None))
+    found = {}
+    for one in sets:
+        found[one.file], labels = artifacts.get_images(out, one.file)
+        np.testing.assert_array_equal(labels, np.arange(COUNT) % 2)
+    assert out.list() == sorted(name for f in found for name in (f, facts_file(f)))  # No parts.
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +62,45 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_samples_of_a_run_do_not_depend_on_workers_or_batch_size(bundled: Path) -> None:
-    alone = _samples(bundled, 1)
-    for world_size in (2, 5):  # With 5, two workers have nothing to draw.
-        np.testing.assert_array_equal(_samples(bundled, world_size), alone)
-    np.testing.assert_array_equal(_samples(bundled, 2, batch_size=7), alone)
+def test_a_set_of_images_does_not_depend_on_workers_or_batch_size(bundled: Path) -> None:
+    alone = _drawn(bundled, 1)
+    generator = Generator.open(bundled / "bundle")
+    labels = np.arange(COUNT) % 2
+    np.testing.assert_array_equal(alone["samples/samples.npz"], generator.generate(labels, seed=3))
+    np.testing.assert_array_equal(alone["references.npz"], generator.references(labels, seed=3))
+    others = [_drawn(bundled, 2), _drawn(bundled, 2, batch_size=7)]
+    others.append(_drawn(bundled, 5))  # Two of five workers have nothing to draw.
+    for other in others:
+        for file, images in alone.items():
+            np.testing.assert_array_equal(other[file], images)
 
 
 def test_the_workers_comparison_would_notice_a_worker_with_a_seed_of_its_own(bundled: Path) -> None:
-    other = _samples(bundled, 1, seed=4)
-    assert (other != _samples(bundled, 1)).any(axis=(1, 2, 3)).all()
+    other, alone = _drawn(bundled, 1, seed=4), _drawn(bundled, 1)
+    samples = "samples/samples.npz"
+    assert (other[samples] != alone[samples]).any(axis=(1, 2, 3)).all()
+    assert (other["references.npz"] != alone["references.npz"]).any()
+
+
+def test_a_set_that_was_drawn_before_a_worker_died_is_not_drawn_again(bundled: Path) -> None:
+    out = LocalStorage(bundled / "died")
+    sets = tuple(
+        ImageSet(file=f"{name}.npz", open_bundle=partial(open_stored, str(bundled / "bundle")))
+        for name in ("whole", "torn")
+    )
+    task = GenerateTask(
+        sets=sets, out_uri=out.uri, count=COUNT, num_labels=2, seed=3, batch_size=50
+    )
+    marked = np.zeros((COUNT, 1, 8, 8), np.uint8)
+    for one in sets:
+        artifacts.put_images(out, one.file, marked, np.arange(COUNT) % 2)
+    out.write(facts_file("whole.npz"), b"{}")  # The other has none: its file may be half a set.
+    said: list[dict[str, float]] = []
+    task(SingleProcess(), lambda figures, part="": said.append(figures))
+    np.testing.assert_array_equal(artifacts.get_images(out, "whole.npz")[0], marked)
+    assert (artifacts.get_images(out, "torn.npz")[0] != marked).any()
+    assert [one["step"] for one in said] == [50, 100, 150]
+    assert {one["steps"] for one in said} == {COUNT}
 
 
 def _evaluations(settings: MethodSettings, source: str) -> int:
@@ -216,33 +249,3 @@ def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(
         ("generate", {"step": 64, "steps": 70}),
         ("generate", {"step": 70, "steps": 70}),
     ]
-
-
-def test_without_a_prior_the_controls_are_those_that_cost_no_budget(place: UntrainedRun) -> None:
-    labels = np.arange(20) % 10
-    controls = evaluation_stage.controls_of(place.context([]), labels)
-    assert list(controls) == [
-        "public model",
-        "references, uniform",
-        "public model from uniform references",
-    ]
-    for draw in controls.values():
-        assert draw().shape == (20, 1, 8, 8)
-        np.testing.assert_array_equal(draw(), draw())
-
-
-def test_evaluation_says_how_far_it_is_and_keeps_what_the_report_will_show(
-    place: UntrainedRun,
-) -> None:
-    reports: list[tuple[str, dict[str, float]]] = []
-    context = place.context(reports)
-    sampling_stages.run_generate(context)
-    reports.clear()
-    evaluation_stage.run_evaluate(context)
-    # Three controls are drawn, and measured as the samples are.
-    assert reports == [("evaluate", {"step": step, "steps": 7}) for step in range(1, 8)]
-    quality = json.loads(context.internal.read("quality.json"))
-    assert len(quality["controls"]) == 3
-    for name in quality["controls"]:
-        images, _ = artifacts.get_images(place.out, evaluation_stage.control_file(name))
-        assert len(images) == 70
