@@ -57,6 +57,7 @@ def check_accounting(subject: Subject, profile: Profile) -> list[CheckResult]:
         _epsilon_of_releases(runs),
         _plan_is_ledger(runs),
         _epsilon_of_plan(subject),
+        _within_budget(subject),
         _refused_beyond(runs),
     ]
 
@@ -147,14 +148,28 @@ def _epsilon_of_releases(runs: _Runs) -> CheckResult:
 
 
 def _epsilon_of_plan(subject: Subject) -> CheckResult:
-    events = [subject.mechanism.event(subject.mechanism.steps)]
+    events = subject.planned
     claimed = subject.epsilons(events, subject.budget.delta)
     return _compared(
         subject,
         events,
         claimed,
-        question="Is the epsilon of the recipe's steps the one of the libraries' accountants?",
-        detail=f"{subject.mechanism.steps} steps of the recipe.",
+        question="Is the epsilon of the recipe's plan the one of the libraries' accountants?",
+        detail=f"{len(subject.queries)} queries, {subject.mechanism.steps} steps of the recipe.",
+    )
+
+
+def _within_budget(subject: Subject) -> CheckResult:
+    """By the library alone: what was planned to be released, all of it."""
+    budget = subject.budget
+    found = pld_epsilon(subject.planned, budget.delta)
+    return CheckResult(
+        check=CHECK,
+        question="Does the plan, its queries and its reserve included, meet the budget?",
+        statistic=f"epsilon {found:.6f} by PLD",
+        bound=f"at most {budget.epsilon:g} at delta {budget.delta:g}",
+        false_alarm=0.0,
+        passed=found <= budget.epsilon,
     )
 
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _KEPT = "kept-aside"
+_ASIDE = re.compile(rf"^{_KEPT}/\d+/")  # Before the place that a kept file had.
 _GOING: dict[str, int] = {"os.remove": 0, "os.rename": 1, "shutil.rmtree": 0}  # Which argument.
 
 
@@ -29,13 +31,17 @@ class Contained:
     printed: str = ""  # stdout and stderr.
 
     def files(self, *, exempt: tuple[str, ...] = ()) -> dict[str, Path]:
-        """Returns every file by its place below the root, those with an exempt part left out."""
+        """Returns every file by its place below the root, the exempt ones left out."""
         found = {path.relative_to(self.root).as_posix(): path for path in self.root.rglob("*")}
         return {
             name: path
             for name, path in sorted(found.items())
-            if path.is_file() and not set(name.split("/")) & set(exempt)
+            if path.is_file() and not _is_in(_ASIDE.sub("", name), exempt)
         }
+
+
+def _is_in(name: str, folders: tuple[str, ...]) -> bool:
+    return any(f"{name}/".startswith(f"{folder}/") for folder in folders)
 
 
 class _Lines(logging.Handler):

@@ -7,8 +7,8 @@ database and artefacts, temporary files, what was removed or replaced on the way
 that was logged or printed, and the text of a refusal.
 
 Twice: on the product's loop with the parts under test, and on a whole run of a tiny recipe, with
-its evaluation, its report and its registered model. Folders named ``internal`` are exempt: what was
-measured against private records may be there. They are counted.
+its evaluation, its report and its registered model. The run's own ``internal`` folder is exempt:
+what was measured against private records may be there. Its files are counted.
 """
 
 import hashlib
@@ -29,7 +29,6 @@ from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.step import ClippedSum
 
 CHECK = "silence"
-EXEMPT = ("internal",)
 FALSE_ALARM = 1e-4  # At most, that a value of the markers stands somewhere by chance.
 _UNITS = 40  # Labels in random order are told by 32 of them.
 _STEPS = 5
@@ -42,7 +41,8 @@ class Pipeline:
     markers: Markers
     run: Callable[[Path, ClippedSum], None]  # In this folder, with this engine.
     run_broken: Callable[[Path], None]  # On a source of which one file cannot be read.
-    source: str  # The folder, in a run's, that holds the planted images themselves.
+    source: str  # The folder, below that of the run, that holds the planted images themselves.
+    internal: str  # And the one in which the run keeps what it measured against them.
 
 
 def check_silence(subject: Subject, profile: Profile) -> list[CheckResult]:
@@ -85,7 +85,7 @@ def check_pipeline_silence(pipeline: Pipeline, engine: ClippedSum) -> list[Check
             "Does a whole run leave nothing private outside its internal folder?",
             markers,
             said,
-            exempt=(*EXEMPT, pipeline.source),
+            exempt=(pipeline.internal, pipeline.source),
         )
     refusal = ""
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def check_pipeline_silence(pipeline: Pipeline, engine: ClippedSum) -> list[Check
             markers,
             said,
             {"refusal": refusal},
-            exempt=(*EXEMPT, pipeline.source),
+            exempt=(pipeline.internal, pipeline.source),
         )
     return [whole, replace(broken, passed=broken.passed and bool(refusal))]
 
@@ -110,7 +110,7 @@ def _searched(
     said: Contained,
     words: dict[str, str] | None = None,
     *,
-    exempt: tuple[str, ...] = EXEMPT,
+    exempt: tuple[str, ...] = (),
 ) -> CheckResult:
     spoken = {"log": "\n".join(said.lines), "terminal": said.printed, **(words or {})}
     contents: dict[str, bytes] = {name: text.encode() for name, text in spoken.items()}

@@ -13,12 +13,13 @@ from torch import nn
 from rapid_dist.collective import Collective
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.compute import device_of, precision_on
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.privacy.accounting import Epsilons, epsilons
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.privacy.mechanism import DpSgdConfig
+from rapid_dist.privacy.mechanism import DpSgdConfig, Event, GaussianEvent
 from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.draws import DrawMaker
@@ -64,6 +65,9 @@ class Subject:
     config: TrainConfig
     mechanism: DpSgdConfig  # Of the recipe, planned for as many units as ``images`` holds.
     budget: Budget
+    queries: tuple[GaussianEvent, ...] = ()  # All that the recipe's plan asks.
+    prior: GaussianEvent | None = None  # The one among them that is the private prior's.
+    reserve_steps: int = 0
 
     # The product's own, all of them.
     engine: ClippedSum = clipped_sum
@@ -76,9 +80,16 @@ class Subject:
     make_checkpoints: Callable[[Storage], Checkpoints] = Checkpoints
     epsilons: Callable[..., Epsilons] = epsilons
 
+    @property
+    def planned(self) -> tuple[Event, ...]:
+        """All that the recipe's plan releases: queries, steps, and the reserve."""
+        steps = self.mechanism.event(self.mechanism.steps + self.reserve_steps)
+        return (*self.queries, steps)
+
     def denoiser(self) -> Denoiser:
-        """A new denoiser of which the recipe's subset is trainable, as in the loop."""
+        """A new denoiser as the loop has it: its precision, and the recipe's subset trainable."""
         denoiser = self.make_denoiser()
+        denoiser.precision = precision_on(device_of(denoiser), self.config.precision)
         restrict_trainable(denoiser, self.config.trainable)
         return denoiser
 

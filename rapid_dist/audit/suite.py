@@ -21,6 +21,7 @@ from rapid_dist.audit.result import CheckResult, Profile, failed
 from rapid_dist.audit.sampling import check_sampling
 from rapid_dist.audit.silence import Pipeline, check_pipeline_silence, check_silence
 from rapid_dist.audit.subject import Subject
+from rapid_dist.audit.votes import check_vote_contribution, check_vote_noise
 
 Check = Callable[[], list[CheckResult]]
 OnCheck = Callable[[str, Sequence[CheckResult], float], None]  # (check, its lines, seconds)
@@ -43,9 +44,11 @@ class Suite:
 
         return {
             "contribution": lambda: (
-                check_contribution(subject, profile) + check_reduction(subject, profile)
+                check_contribution(subject, profile)
+                + check_reduction(subject, profile)
+                + check_vote_contribution(subject, profile)
             ),
-            "noise": lambda: check_noise(subject, profile),
+            "noise": lambda: check_noise(subject, profile) + check_vote_noise(subject),
             "sampling": lambda: check_sampling(subject, profile),
             "accounting": lambda: check_accounting(subject, profile),
             "control flow": lambda: check_control_flow(subject, profile),

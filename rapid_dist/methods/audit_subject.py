@@ -86,6 +86,9 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
                 plan.dp_sgd, num_records=units, expected_batch=plan.dp_sgd.sample_rate * units
             ),
             budget=plan.budget,
+            queries=plan.queries,
+            prior=plan.prior,
+            reserve_steps=plan.reserve_steps,
         )
 
 

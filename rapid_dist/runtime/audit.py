@@ -32,6 +32,7 @@ from rapid_dist.storage import StorageMissing, open_storage
 
 REPORTS = ("report.html", "internal/report.html")
 SOURCE = "planted-source"
+TINY_RUN = "runs/tiny"
 TRAIN, HELD_OUT = 40, 12
 _TRACKING = "MLFLOW_TRACKING_URI"
 
@@ -89,16 +90,22 @@ def planted_pipeline(recipe: Recipe) -> Pipeline:
     def run(folder: Path, engine: ClippedSum) -> None:
         _plant(folder / SOURCE, markers, classes)
         with _without_server():
-            pipeline.run(tiny_recipe(recipe, folder), str(folder / "runs" / "tiny"), engine=engine)
+            pipeline.run(tiny_recipe(recipe, folder), str(folder / TINY_RUN), engine=engine)
 
     def run_broken(folder: Path) -> None:
         _plant(folder / SOURCE, markers, classes)
         torn = next((folder / SOURCE / "train").rglob("*.png"))
         torn.write_bytes(torn.read_bytes()[:40])
         with _without_server():
-            pipeline.run(tiny_recipe(recipe, folder), str(folder / "runs" / "tiny"))
+            pipeline.run(tiny_recipe(recipe, folder), str(folder / TINY_RUN))
 
-    return Pipeline(markers=markers, run=run, run_broken=run_broken, source=SOURCE)
+    return Pipeline(
+        markers=markers,
+        run=run,
+        run_broken=run_broken,
+        source=SOURCE,
+        internal=f"{TINY_RUN}/internal",
+    )
 
 
 def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:

@@ -10,12 +10,14 @@ from torch.nn import functional
 from rapid_dist.audit.subject import Subject
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.diffusion.denoiser import Denoiser
+from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.settings import TrainConfig
 from tests.models import CLASSES, SIZE, draw_maker, mechanism, private_images, tiny_network
 
 WIDTH = 8
+PRIOR = GaussianEvent(noise_multiplier=3.0)
 
 
 class LayersDenoiser(Denoiser):
@@ -61,6 +63,8 @@ def small_subject(**changes: Any) -> Subject:
         "images": private_images(12),
         "config": TrainConfig(mode="surrogate", multiplicity=2, shift=1, flip=True, micro_batch=4),
         "mechanism": mechanism(max_grad_norm=0.5, noise_multiplier=0.7),
-        "budget": Budget(epsilon=8.0, delta=1e-3),
+        "queries": (PRIOR,),
+        "prior": PRIOR,
+        "budget": Budget(epsilon=20.0, delta=1e-3),
     }
     return Subject(**{**settings, **changes})

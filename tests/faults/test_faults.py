@@ -1,6 +1,6 @@
 """Each check catches the faults it is there for, and passes the product.
 
-Here are the three checks of the mechanism; those of the books, the loop and its words are in
+Here are the three checks of the mechanisms; those of the books, the loop and its words are in
 tests/unit/test_audit_records.py.
 """
 
@@ -14,12 +14,13 @@ from rapid_dist.audit.noise import check_noise
 from rapid_dist.audit.result import CheckResult, Profile, failed
 from rapid_dist.audit.sampling import check_sampling
 from rapid_dist.audit.subject import Subject
+from rapid_dist.audit.votes import check_vote_contribution, check_vote_noise
 from tests.faults.catalogue import BEGIN, END, Fault, faults, table
 from tests.faults.subjects import small_subject
 
 CHECKS: dict[str, Callable[[Subject, Profile], list[CheckResult]]] = {
-    "contribution": check_contribution,
-    "noise": check_noise,
+    "contribution": lambda s, p: check_contribution(s, p) + check_vote_contribution(s, p),
+    "noise": lambda s, p: check_noise(s, p) + check_vote_noise(s),
     "sampling": check_sampling,
 }
 CASES = [

@@ -140,7 +140,9 @@ def _pipeline(write: Callable[[Path, bytes], None], refusal: str = "A file is to
     def run_broken(folder: Path) -> None:
         raise DataError(refusal.format(name=markers.names[7]))
 
-    return Pipeline(markers=markers, run=run, run_broken=run_broken, source="source")
+    return Pipeline(
+        markers=markers, run=run, run_broken=run_broken, source="source", internal="internal"
+    )
 
 
 def _discreet(folder: Path, secret: bytes) -> None:
@@ -151,12 +153,19 @@ def _loose(folder: Path, secret: bytes) -> None:
     (folder / "bundle" / "references.npz").write_bytes(secret)
 
 
+def _hidden(folder: Path, secret: bytes) -> None:
+    """In a folder that is called internal, and leaves with the bundle."""
+    (folder / "bundle" / "internal").mkdir()
+    (folder / "bundle" / "internal" / "cache.npz").write_bytes(secret)
+
+
 def test_a_run_is_silent_if_only_its_source_and_its_internal_folder_hold_secrets() -> None:
     assert failed(check_pipeline_silence(_pipeline(_discreet), clipped_sum)) == []
 
 
 @pytest.mark.parametrize(
-    "pipeline", [_pipeline(_loose), _pipeline(_discreet, "Cannot read {name}.png.")]
+    "pipeline",
+    [_pipeline(_loose), _pipeline(_hidden), _pipeline(_discreet, "Cannot read {name}.png.")],
 )
 def test_a_run_that_leaks_and_a_refusal_that_names_are_noticed(pipeline: Pipeline) -> None:
     assert failed(check_pipeline_silence(pipeline, clipped_sum)) == ["silence"]
