@@ -142,6 +142,8 @@ def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:
     }  # fmt: skip
     tree["train"] |= {"micro_batch": TRAIN, "images_per_group": 1, "checkpoint_every": 2}
     tree["sampling"] |= {"count": 24, "late_intervals": 2, "early_intervals": 2}
+    # By chance alone a planted run must not be refused, nor lose its only source.
+    tree["contamination"] |= {"most_units": 1e6}
     tree["evaluation"] |= {"features": "pixels", "fidelity_images": 24, "memorisation_images": 12}
     tree["evaluation"]["classifiers"] |= {"steps": 2, "logistic_iterations": 2}
     tree["runtime"] = {"backend": "process", "workers": 1}
@@ -149,8 +151,6 @@ def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:
     return parse_recipe(tree)
 
 
-    # By chance alone a planted run must not be refused, nor lose its only source.
-    tree["contamination"] |= {"most_units": 1e6}
 def _plant(source: Path, markers: Markers, classes: int) -> None:
     """Writes the markers as files: train/class/name.png, and a test part."""
     for number, (image, name) in enumerate(zip(markers.images, markers.names, strict=True)):

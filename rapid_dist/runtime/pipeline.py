@@ -31,7 +31,7 @@ from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
-from rapid_dist.runtime.tracking import TrackedRun, Tracker, tracking_place
+from rapid_dist.runtime.tracking import TrackedRun, Tracker, internal_place, tracking_place
 from rapid_dist.storage import open_storage
 
 # What a command does. A stage that the method lacks is left out.
@@ -146,7 +146,7 @@ def _run(
             return {}
         context = contamination_stage.effective(context)
         summary = _finish(prepared, directory, context, tracked, place.uri)
-        internal = Tracker(place, f"{recipe.tracking.experiment}-internal")
+        internal = Tracker(internal_place(place), f"{recipe.tracking.experiment}-internal")
         record_internal(directory, internal, recipe.name)
         return summary
 

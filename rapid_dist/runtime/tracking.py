@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -31,6 +33,7 @@ class Place:
 
     uri: str
     artifacts: str | None  # None = the server's own choice.
+    private: bool = False  # Files for their owner alone.
 
 
 def tracking_place(uri: str | None, out: Path | str) -> Place:
@@ -52,6 +55,21 @@ def tracking_place(uri: str | None, out: Path | str) -> Place:
     )
 
 
+def internal_place(place: Place) -> Place:
+    """Returns where figures against private records go (P13).
+
+    On a server they are an experiment of their own, with readers of its own. On a disk the public
+    store is one file that may be handed out, so they have another, which only its owner can read.
+    """
+    if place.artifacts is None:
+        return place
+    return Place(
+        uri=f"{place.uri.removesuffix('.db')}-internal.db",
+        artifacts=f"{place.artifacts}-internal",
+        private=True,
+    )
+
+
 class Tracker:
     """One experiment on one server."""
 
@@ -63,6 +81,8 @@ class Tracker:
         self.uri = place.uri
         if place.uri.startswith("sqlite:///"):
             Path(place.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if place.private:
+            _make_private(place)
         try:
             self._client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
             self._experiment_id = self._open(experiment, place.artifacts)
@@ -141,6 +161,14 @@ class TrackedRun:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)
+
+
+def _make_private(place: Place) -> None:
+    """Makes a local store before anybody else does: the mode is set when a file is made."""
+    assert place.artifacts is not None
+    database = Path(place.uri.removeprefix("sqlite:///"))
+    os.close(os.open(database, os.O_RDWR | os.O_CREAT, 0o600))  # Empty, it is an empty database.
+    Path(url2pathname(urlsplit(place.artifacts).path)).mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager

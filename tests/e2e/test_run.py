@@ -130,9 +130,23 @@ def test_mlflow_holds_the_run_its_stages_and_the_model(
     version = client.get_model_version_by_alias(registry["name"], "candidate")
     assert version.tags["dp.epsilon"] == str(summary["privacy"]["epsilon"])
     assert version.tags["dp.ledger_head"] == summary["privacy"]["ledger_head"]
+    assert client.get_experiment_by_name("rapid-dist-internal") is None  # Not in this file.
+
+
+def test_figures_against_private_records_are_in_a_store_for_its_owner_alone(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    place = finished[0].parent
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow-internal.db")
     internal = client.get_experiment_by_name("rapid-dist-internal")
     assert internal is not None
-    assert len(client.search_runs([internal.experiment_id])) == 1
+    (run,) = client.search_runs([internal.experiment_id])
+    assert run.data.metrics
+    folder = place / "mlflow-artifacts-internal"
+    assert any(folder.rglob("quality.json"))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((place / "mlflow-internal.db").stat().st_mode) == 0o600
+    assert not any((place / "mlflow-artifacts").rglob("quality.json"))
 
 
 def test_the_same_command_again_does_nothing_and_says_the_same(
@@ -187,6 +201,6 @@ def test_the_whole_run_also_works_on_ray(
 ) -> None:
     summary = pipeline.run(_recipe("ray"), str(tmp_path / "a"))
     assert 0 < summary["privacy"]["epsilon"] <= 10
-    assert summary["registry"]["aliases"] == ["candidate"]
     found = json.loads((tmp_path / "a" / "internal" / "contamination.json").read_text())
     assert (found["units"]["all"], found["train"]["sources"][0]["images"]) == (1432, 600)
+    assert summary["registry"]["aliases"] == ["candidate"]
