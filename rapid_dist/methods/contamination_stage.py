@@ -47,8 +47,11 @@ class ContaminationTask:
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
         train, held_out = load_private(settings.private, settings.data_root)
-        everything = np.concatenate([train.images, held_out.images])
-        mine = np.array_split(np.arange(len(everything)), collective.world_size)[collective.rank]
+        count = len(train) + len(held_out)
+        mine = np.array_split(np.arange(count), collective.world_size)[collective.rank]
+        # Of the two parts one after the other, without a copy of both.
+        in_train, in_held_out = mine[mine < len(train)], mine[mine >= len(train)] - len(train)
+        own = np.concatenate([train.images[in_train], held_out.images[in_held_out]])
         features_of = public_stages.open_extractor(settings, self.public_uri)
         loaded = [self._public(source) for source in sources_of(settings)]
         compared, steps = 0, sum(len(images) for images in loaded)
@@ -60,10 +63,8 @@ class ContaminationTask:
 
         found = []
         for public in loaded:
-            own = contamination.nearest_public(
-                everything[mine], public, features_of, collective, progress
-            )
-            found.append(_gathered(own, mine, len(everything), collective))
+            nearest = contamination.nearest_public(own, public, features_of, collective, progress)
+            found.append(_gathered(nearest, mine, count, collective))
         if collective.rank == 0:
             content = self._content(train, held_out, loaded, found)
             internal = open_storage(self.out_uri, private=True).child("internal")

@@ -23,14 +23,14 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import NoiseKind
 from rapid_dist.privacy.noise import new_noise
-from rapid_dist.retrieval.duplicates import Nearest, nearer, nearest_of, prints_of
+from rapid_dist.retrieval.duplicates import Nearest, Prints, nearer, nearest_of, prints_of
 from rapid_dist.retrieval.shard_maker import FeaturesOf
 
 Policy = Literal["accept", "refuse", "drop"]
 
 _TICKS = 16  # Parts of a vote. A source's sum in float32 is exact below 2^20 units.
 _MOST_CHANCE = 0.05  # That noise alone condemns a source in which there is nothing.
-_ROWS_AT_ONCE = 4_096  # Public images that are compared at once: bounds memory only.
+_ROWS_AT_ONCE = 4_096  # Images that are looked at together: bounds memory only.
 _QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.5)
 
 
@@ -110,7 +110,7 @@ def nearest_public(
       images: uint8 [n, C, S, S], this worker's.
       on_rows: told how many more public images have been compared.
     """
-    asked = prints_of(images, content_hashes(images), features_of(images))
+    asked = _prints(images, features_of)
     found = Nearest(
         equal=np.zeros(len(asked), bool),
         bits=np.full(len(asked), np.inf, np.float32),
@@ -126,6 +126,18 @@ def nearest_public(
         found = nearer(found, nearest_of(asked, others, block.shape[-1]))
         on_rows(len(block))
     return found
+
+
+def _prints(images: np.ndarray, features_of: FeaturesOf) -> Prints:
+    """Returns what images are compared by, some at a time: as floats they take much memory."""
+    starts = range(0, max(1, len(images)), _ROWS_AT_ONCE)
+    parts = [images[start : start + _ROWS_AT_ONCE] for start in starts]
+    prints = [prints_of(part, content_hashes(part), features_of(part)) for part in parts]
+    return Prints(
+        hashes=[digest for one in prints for digest in one.hashes],
+        codes=np.concatenate([one.codes for one in prints]),
+        features=np.concatenate([one.features for one in prints]),
+    )
 
 
 def near(found: Nearest, config: ContaminationConfig) -> np.ndarray:
