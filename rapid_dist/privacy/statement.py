@@ -149,8 +149,9 @@ def require_charged(plan: PrivacyPlan, ledger: Ledger, run: str) -> None:
     entries = [entry for entry in ledger.entries() if entry.run == run]
     planned = set(range(plan.dp_sgd.steps if plan.dp_sgd else 0))
     missing = planned - {entry.step for entry in entries if entry.kind == "step"}
-    queries = sum(entry.kind == "query" for entry in entries)
-    if missing or queries < len(plan.queries):
+    # By their purposes: one that a crash made to be asked twice stands for no other.
+    queries = {entry.note for entry in entries if entry.kind == "query"}
+    if missing or len(queries) < len(plan.queries):
         what = "the prior's query" if plan.contamination is None else "a planned query"
         lacking = f"{len(missing)} of {len(planned)} steps" if missing else what
         raise LedgerError(

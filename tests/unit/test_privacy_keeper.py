@@ -287,6 +287,22 @@ def test_a_ledger_that_lacks_what_a_run_released_is_refused(
         require_charged(_plan(), _ledger(storage), "run-1")
 
 
+@pytest.mark.parametrize("second", ["counts", "prior histogram"])
+def test_a_query_that_was_asked_twice_stands_for_no_other(second: str) -> None:
+    query = GaussianEvent(noise_multiplier=50.0)
+    planned = replace(_plan(), contamination=query)
+    ledger = _ledger(MemoryStorage())
+    attempt = ledger.begin_attempt("run-1")
+    for purpose in ("counts", second):
+        ledger.append("query", "run-1", attempt=attempt, event=query, note=purpose)
+    assert planned.dp_sgd is not None
+    for step in range(planned.dp_sgd.steps):
+        ledger.append("step", "run-1", attempt=attempt, step=step, event=planned.dp_sgd.event())
+    refused = pytest.raises(LedgerError, match="a planned query")
+    with refused if second == "counts" else nullcontext():
+        require_charged(planned, ledger, "run-1")
+
+
 def test_what_the_keeper_returns_can_travel_between_processes() -> None:
     keeper = _keeper(MemoryStorage())
     attempt = keeper.begin_attempt()

@@ -13,6 +13,7 @@ from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.errors import ConfigError, DataError
+from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.loop import train_private
@@ -301,6 +302,27 @@ def test_the_rate_test_would_notice_images_that_are_drawn_instead_of_groups() ->
     counts, units = _inclusions(sampler, draw_maker(micro_batch=12))
     assert _rate_p_values(counts)[1] < FALSE_ALARM  # Six images: in with chance 1 - 0.6^6.
     assert _batch_p_value(units.clamp_max(NUM_GROUPS)) < FALSE_ALARM
+
+
+def test_training_draws_from_as_many_units_as_there_are_groups() -> None:
+    made: list[tuple[int, float]] = []
+
+    class Noting(PoissonSampler):
+        def __init__(self, key: SecretKey, units: int, rate: float, attempt: int) -> None:
+            made.append((units, rate))
+            super().__init__(key, units, rate, attempt)
+
+    train_private(
+        tiny_denoiser(),
+        _maker(2),
+        mechanism(num_records=NUM_GROUPS, expected_batch=RATE * NUM_GROUPS, steps=1),
+        collective=SingleProcess(),
+        keeper=CountingKeeper(),
+        checkpoints=Checkpoints(MemoryStorage()),
+        on_step=lambda figures: None,
+        sampler_type=Noting,
+    )
+    assert made == [(NUM_GROUPS, RATE)]
 
 
 def test_a_plan_for_as_many_units_as_there_are_images_is_refused() -> None:
