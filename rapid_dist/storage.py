@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from rapid_dist.errors import ConfigError
 
@@ -78,6 +78,24 @@ def open_storage(uri: str | Path, *, private: bool = False) -> Storage:
             return LocalStorage(Path(parts.path), private=private)
         raise ConfigError(f"Cannot open storage {text!r}. Give a directory or s3://bucket/prefix.")
     return LocalStorage(Path(text), private=private)
+
+
+def require_reachable(uri: str) -> None:
+    """Asks a bucket one question; anywhere else there is nothing to ask.
+
+    Raises:
+      ConfigError: the bucket is not there, or does not answer to these credentials.
+    """
+    storage = open_storage(uri)
+    if not isinstance(storage, S3Storage):
+        return
+    try:
+        storage.ask()
+    except (BotoCoreError, ClientError) as error:
+        raise ConfigError(
+            f"{uri} does not answer ({' '.join(str(error).split())}). Check the bucket's name, and "
+            "endpoint, region and credentials in the environment (AWS_...)."
+        ) from None
 
 
 def sha256_hex(data: bytes) -> str:
@@ -192,6 +210,10 @@ class S3Storage:
     @property
     def uri(self) -> str:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def ask(self) -> None:
+        """Asks for one name: raises what boto does if nobody answers."""
+        self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def read(self, name: str) -> bytes:
         try:

@@ -100,3 +100,5 @@ class Stage:
 
     name: str
     run: Callable[[RunContext], None]
+    # The folder of its result in the public store, which is shared and may be cleared.
+    artifact: Callable[[MethodSettings], str] | None = None

@@ -15,6 +15,7 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
 """
 
 from rapid_dist.methods import (
+    artifacts,
     contamination_stage,
     evaluation_stage,
     private_stages,
@@ -27,9 +28,9 @@ from rapid_dist.methods.context import Stage
 def stages() -> tuple[Stage, ...]:
     """Returns the stages in order."""
     return (
-        Stage(name="pretrain", run=public_stages.run_pretrain),
-        Stage(name="contrast", run=public_stages.run_contrast),
-        Stage(name="index", run=public_stages.run_index),
+        Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),
+        Stage(name="contrast", run=public_stages.run_contrast, artifact=artifacts.extractor_name),
+        Stage(name="index", run=public_stages.run_index, artifact=artifacts.knowledge_base_name),
         Stage(name="contamination", run=contamination_stage.run_contamination),
         Stage(name="prior", run=private_stages.run_prior),
         Stage(name="adapt", run=private_stages.run_adapt),

@@ -28,6 +28,7 @@ from rapid_dist.private.step import ClippedSum
 from rapid_dist.release.report_audit import with_audit
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.results import AUDIT
+from rapid_dist.runtime.run_directory import places, require_folder
 from rapid_dist.storage import StorageMissing, open_storage
 
 REPORTS = ("report.html", "internal/report.html")
@@ -53,6 +54,8 @@ def run_audit(
     Raises:
       ConfigError: the recipe has nothing to try.
     """
+    out = places(recipe, out).out
+    require_folder(out, "--out")
     solved = plan(recipe.privacy, recipe.num_units)
     with audit_subject(method_settings(recipe), solved) as subject:
         suite = Suite(subject=subject, pipeline=planted_pipeline(recipe), profile=profile)

@@ -32,7 +32,7 @@ from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 from rapid_dist.runtime.tracking import TrackedRun, Tracker, internal_place, tracking_place
-from rapid_dist.storage import open_storage
+from rapid_dist.storage import open_storage, require_reachable
 
 # What a command does. A stage that the method lacks is left out.
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -97,6 +97,8 @@ def run(
     processes do not write one directory: the second is refused. ``engine`` is for the audit alone.
     """
     prepared = prepare(recipe, out)
+    for place in asdict(prepared.places).values():
+        require_reachable(place)
     if not open_storage(prepared.places.out).exists("stages/train.json"):
         # A wrong declaration is refused here, and leaves no directory that it has begun.
         load_private(prepared.settings.private, prepared.settings.data_root)
@@ -118,7 +120,7 @@ def _run(
     if not chosen:
         raise ConfigError(f"Method {recipe.method} has nothing to {command}. Run `rapid-dist run`.")
     _refuse_gaps(prepared, chosen, directory)
-    waiting = [stage for stage in chosen if not directory.is_done(stage.name)]
+    waiting = [stage for stage in chosen if not _is_done(prepared, directory, stage)]
     uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     place = tracking_place(uri, prepared.places.out)
     with ExitStack() as open_things:
@@ -154,7 +156,7 @@ def _run(
 def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirectory) -> None:
     """Every stage needs all that come before it in its method."""
     names = [stage.name for stage in prepared.stages]
-    done = {name for name in names if directory.is_done(name)}
+    done = {stage.name for stage in prepared.stages if _is_done(prepared, directory, stage)}
     before = names[: names.index(chosen[-1].name)]
     missing = [name for name in before if name not in done | {stage.name for stage in chosen}]
     if missing:
@@ -162,6 +164,15 @@ def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirector
             f"Stage {chosen[-1].name} needs {', '.join(missing)}, not yet done in "
             f"{prepared.places.out}. Run `rapid-dist run`, or those stages first."
         )
+
+
+def _is_done(prepared: Prepared, directory: RunDirectory, stage: Stage) -> bool:
+    """Whether the stage is done, and its result still in the public store if it belongs there."""
+    if stage.artifact is None or not directory.is_done(stage.name):
+        return directory.is_done(stage.name)
+    settings = contamination_stage.without_dropped(prepared.settings, directory.storage)
+    place = open_storage(prepared.places.public).child(stage.artifact(settings))
+    return artifacts.is_done(place)
 
 
 def _context(

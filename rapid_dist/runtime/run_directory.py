@@ -65,19 +65,23 @@ def require_writable(where: Places) -> None:
 
     The ledger's above all: its first entry is written when hours of public stages are done.
     """
-    settings = {"ledger": "runtime.ledger_dir", "public": "runtime.public_dir", "out": "--out"}
-    for name, setting in settings.items():
-        folder = getattr(where, name)
-        if "://" in folder:
-            continue
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"{folder} cannot be written ({error.strerror}). Choose another {setting}."
-            ) from None
+    require_folder(where.ledger, "runtime.ledger_dir")
+    require_folder(where.public, "runtime.public_dir")
+    require_folder(where.out, "--out")
+
+
+def require_folder(address: str, setting: str) -> None:
+    """Makes a local folder, or refuses its setting; a bucket has no folders."""
+    if "://" in address:
+        return
+    try:
+        Path(address).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=address):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{address} cannot be written ({error.strerror}). Choose another {setting}."
+        ) from None
 
 
 def open_ledger(recipe: Recipe, out: str) -> Ledger:

@@ -193,6 +193,18 @@ def test_stages_can_be_run_one_by_one_and_a_skipped_one_is_named(tmp_path: Path)
     assert not (tmp_path / "a" / "summary.json").exists()
 
 
+def test_a_public_store_that_was_cleared_is_made_again(tmp_path: Path) -> None:
+    recipe, out = _recipe("process"), str(tmp_path / "runs" / "digits")
+    pipeline.run(recipe, out, command="pretrain")
+    made = sorted(tmp_path.glob("runs/public/*/done.json"))
+    assert len(made) == 2
+    shutil.rmtree(tmp_path / "runs" / "public")
+    with pytest.raises(ConfigError, match=r"Stage index needs pretrain, contrast, not yet done"):
+        pipeline.run(recipe, out, command="index")
+    pipeline.run(recipe, out, command="pretrain")
+    assert sorted(tmp_path.glob("runs/public/*/done.json")) == made
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")

@@ -19,6 +19,7 @@ from rapid_dist.storage import (
     Storage,
     StorageMissing,
     open_storage,
+    require_reachable,
     s3_client,
     sha256_hex,
 )
@@ -187,6 +188,25 @@ def test_a_uri_opens_the_storage_it_names(
     assert storage.uri == "s3://from-environment/runs/1"
     assert open_storage("s3://from-environment").list() == ["runs/1/x"]
     assert open_storage(tmp_path).uri == open_storage(f"file://{tmp_path}").uri == str(tmp_path)
+
+
+def test_a_bucket_that_does_not_answer_is_refused_in_one_line(
+    s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with pytest.raises(
+        ConfigError, match=r"s3://nobodys/runs does not answer \(.*NoSuch"
+    ) as caught:
+        require_reachable("s3://nobodys/runs")
+    assert "\n" not in str(caught.value)
+    client = s3_client()
+    client.create_bucket(Bucket="somebodys")
+    client.close()
+    require_reachable("s3://somebodys/runs")
+    require_reachable(str(tmp_path / "not-made-yet"))  # A folder is made when it is written.
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "s3:///x", "http://host/x"])
