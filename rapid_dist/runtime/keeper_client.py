@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from rapid_dist.privacy.accounting import Epsilons
 from rapid_dist.privacy.keeper import Attempt, LedgerKeeper
 from rapid_dist.privacy.mechanism import GaussianEvent
-from rapid_dist.runtime.train_workers import place_beside_driver
+from rapid_dist.runtime.beside_driver import place_beside_driver
 
 T = TypeVar("T")
 

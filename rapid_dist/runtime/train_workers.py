@@ -21,12 +21,12 @@ import torch
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer  # As ray.train gives it, but typed.
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import rapid_dist.errors
 from rapid_dist.collective import SingleProcess, TorchCollective
 from rapid_dist.errors import RapidError
 from rapid_dist.methods.context import Task
+from rapid_dist.runtime.beside_driver import Mailbox, place_beside_driver
 
 POLL_SEC = 0.25
 CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowhere, for ever.
@@ -72,7 +72,7 @@ class RayWorkers:
         ``max_failures`` times. A refusal (any ``RapidError``) is final: it is raised here as it
         was raised there, and nothing is tried again.
         """
-        mailbox = place_beside_driver(_Mailbox)
+        mailbox = place_beside_driver(Mailbox)
         # Train's own records, of no use to us: a fresh name each time, so that Train never
         # resumes by itself, in a folder that is removed.
         storage = tempfile.mkdtemp(prefix="rapid-train-")
@@ -130,37 +130,6 @@ class RayWorkers:
                 self._on_report(f"{name} {part}".rstrip(), figures)
             if finished:
                 return outcome[0] if outcome else None
-
-
-def place_beside_driver(actor_class: type, *args: Any) -> Any:
-    """Starts an actor on the driver's node, that takes no CPU from the workers."""
-    here = ray.get_runtime_context().get_node_id()
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
-    }
-    return ray.remote(**options)(actor_class).remote(*args)
-
-
-class _Mailbox:
-    """What workers have to tell the driver, until the driver asks."""
-
-    def __init__(self) -> None:
-        self._reports: list[tuple[dict[str, float], str]] = []
-        self._refusal: tuple[str, str] | None = None
-
-    def post(self, figures: dict[str, float], part: str) -> None:
-        self._reports.append((figures, part))
-
-    def collect(self) -> list[tuple[dict[str, float], str]]:
-        reports, self._reports = self._reports, []
-        return reports
-
-    def refuse(self, kind: str, message: str) -> None:
-        self._refusal = self._refusal or (kind, message)
-
-    def refusal(self) -> tuple[str, str] | None:
-        return self._refusal
 
 
 def _loop(task: Task, mailbox: Any, threads: int) -> Callable[[], None]:
