@@ -72,7 +72,8 @@ tr.own > :first-child { box-shadow: inset 3px 0 0 var(--accent); padding-left: .
 td.bar { width: 34%; padding-right: 0; }
 td.bar span { display: block; height: .8rem; min-width: 2px; border-radius: 3px;
   background: var(--bar); }
-.sets { display: flex; flex-wrap: wrap; align-items: flex-end; gap: .5rem 1.75rem; margin-top: 1rem; }
+.sets { display: flex; flex-wrap: wrap; align-items: flex-end; gap: .5rem 1.75rem;
+  margin-top: 1rem; }
 .sets .scroll { max-width: 100%; }
 .grid-table { width: auto; }
 .grid-table caption { color: var(--ink); font-weight: 600; }
