@@ -22,8 +22,11 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 
 from rapid_dist.audit.one_run import Curve
 from rapid_dist.privacy.mechanism import (
+    MOST_VALUES,
+    UNITS,
     DiscreteDpSgdEvent,
     DiscreteGaussianEvent,
+    DpSgdConfig,
     DpSgdEvent,
     Event,
 )
@@ -32,6 +35,20 @@ _GRID = 300  # Points of a curve; fewer promise less.
 _SMALLEST_DELTA = 1e-9  # Where a curve ends.
 _UNLIKELY = 1100.0  # A chance of exp(-this) is lost in any delta, for any epsilon below 1,000.
 _SPARE = 1 - 1e-12  # Of delta; the rest pays for that chance.
+
+
+def steps_of(mechanism: DpSgdConfig, steps: int) -> DpSgdEvent:
+    """Returns what so many steps release, from the constants that the other checks measure by.
+
+    Not asked of the mechanism, which tells the ledger: it might say something else there.
+    """
+    rate = mechanism.expected_batch / mechanism.num_records
+    noise = mechanism.noise_multiplier
+    if mechanism.noise == "fast":
+        return DpSgdEvent(sample_rate=rate, noise_multiplier=noise, steps=steps)
+    return DiscreteDpSgdEvent(
+        sample_rate=rate, noise_multiplier=noise, steps=steps, units=UNITS, values=MOST_VALUES
+    )
 
 
 def pld_epsilon(events: Sequence[Event], delta: float, interval: float = 1e-4) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rapid_dist.audit.accountants import pld_epsilon, prv_epsilon, rdp_epsilon
+from rapid_dist.audit.accountants import pld_epsilon, prv_epsilon, rdp_epsilon, steps_of
 from rapid_dist.audit.contribution import extreme_images
 from rapid_dist.audit.observed import Observed, keeper_of, ledger_of, observe
 from rapid_dist.audit.result import CheckResult, Profile
@@ -140,7 +140,7 @@ def _epsilon_of_releases(runs: _Runs) -> CheckResult:
     made = sum(len(part.released) for part in runs.broken)
     return _compared(
         runs.subject,
-        [runs.subject.mechanism.event(made)],
+        [steps_of(runs.subject.mechanism, made)],
         runs.claimed,
         question="Is the epsilon of a crashed and resumed run the one of all that it released?",
         detail=f"{made} releases were seen; claimed by the keeper, from the ledger.",
@@ -194,7 +194,7 @@ def _compared(
 
 def _plan_is_ledger(runs: _Runs) -> CheckResult:
     mechanism, delta = runs.subject.mechanism, runs.subject.budget.delta
-    planned = runs.subject.epsilons([mechanism.event(mechanism.steps)], delta).reported
+    planned = runs.subject.epsilons([steps_of(mechanism, mechanism.steps)], delta).reported
     events = [entry.event for entry in runs.quiet_entries if entry.event is not None]
     charged = runs.subject.epsilons(events, delta).reported
     return CheckResult(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from rapid_dist.audit.accountants import steps_of
 from rapid_dist.collective import Collective
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.diffusion.checkpoint import Checkpoints
@@ -83,7 +84,7 @@ class Subject:
     @property
     def planned(self) -> tuple[Event, ...]:
         """All that the recipe's plan releases: queries, steps, and the reserve."""
-        steps = self.mechanism.event(self.mechanism.steps + self.reserve_steps)
+        steps = steps_of(self.mechanism, self.mechanism.steps + self.reserve_steps)
         return (*self.queries, steps)
 
     def denoiser(self) -> Denoiser:

@@ -14,7 +14,7 @@ from typing import Any
 from rapid_dist.audit.accounting import check_accounting
 from rapid_dist.audit.contribution import check_contribution
 from rapid_dist.audit.control_flow import check_control_flow
-from rapid_dist.audit.empirical import check_empirical
+from rapid_dist.audit.empirical import check_empirical, check_power
 from rapid_dist.audit.noise import check_noise
 from rapid_dist.audit.reduction import check_reduction
 from rapid_dist.audit.result import CheckResult, Profile, failed
@@ -53,7 +53,10 @@ class Suite:
             "accounting": lambda: check_accounting(subject, profile),
             "control flow": lambda: check_control_flow(subject, profile),
             "silence": silence,
-            "empirical epsilon": lambda: [check_empirical(subject, profile)],
+            "empirical epsilon": lambda: [
+                check_empirical(subject, profile),
+                check_power(subject, profile),
+            ],
         }
 
 

@@ -99,6 +99,19 @@ def unsynced_keeper(
     return open_keeper(cached, dataset, mechanism, budget)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overstated(DpSgdConfig):
+    """Tells the ledger of more noise than it adds."""
+
+    def event(self, steps: int = 1) -> DpSgdEvent:
+        return replace(super().event(steps), noise_multiplier=1.02 * self.noise_multiplier)
+
+
+def _overstated(subject: Subject) -> Subject:
+    own = {field.name: getattr(subject.mechanism, field.name) for field in fields(DpSgdConfig)}
+    return replace(subject, mechanism=Overstated(**own))
+
+
 def central_limit_epsilons(events: list[Event], delta: float) -> Epsilons:
     """Epsilon of the Gaussian to which many steps tend; of few steps it is no bound."""
     mu = math.sqrt(
@@ -254,16 +267,6 @@ class CachingDraws(DrawMaker):
         return super().rows(records, key, step, attempt)
 
 
-def _caching(subject: Subject) -> Subject:
-    make = subject.make_draws
-
-    def cached(images: PrivateImages, config: TrainConfig) -> DrawMaker:
-        draws = make(images, config)
-        return CachingDraws(**{field.name: getattr(draws, field.name) for field in fields(draws)})
-
-    return replace(subject, make_draws=cached)
-
-
 @dataclass(frozen=True, kw_only=True)
 class DumpingDraws(DrawMaker):
     """Writes the batch that it could not use beside the log, for whoever debugs it."""
@@ -276,14 +279,15 @@ class DumpingDraws(DrawMaker):
         return rows
 
 
-def _dumping(subject: Subject) -> Subject:
-    make = subject.make_draws
+def _draws(kind: type[DrawMaker]) -> Callable[[Subject], Subject]:
+    def build(subject: Subject) -> Subject:
+        def made(images: PrivateImages, config: TrainConfig) -> DrawMaker:
+            draws = subject.make_draws(images, config)
+            return kind(**{field.name: getattr(draws, field.name) for field in fields(draws)})
 
-    def dumped(images: PrivateImages, config: TrainConfig) -> DrawMaker:
-        draws = make(images, config)
-        return DumpingDraws(**{field.name: getattr(draws, field.name) for field in fields(draws)})
+        return replace(subject, make_draws=made)
 
-    return replace(subject, make_draws=dumped)
+    return build
 
 
 def _train(train: Callable[..., None]) -> Callable[[Subject], Subject]:
@@ -319,6 +323,12 @@ FAULTS = [
         name="Budget never enforced",
         what_happened="Training goes on, epsilon is printed at the end",
         build=_keeper(GenerousKeeper),
+        caught_by=("accounting",),
+    ),
+    Fault(
+        name="The ledger is told of 2% more noise than is added",
+        what_happened="Sampler, noise and accountant with a setting each",
+        build=_overstated,
         caught_by=("accounting",),
     ),
     Fault(
@@ -376,13 +386,13 @@ FAULTS = [
     Fault(
         name="Neighbour ids cached on disk",
         what_happened="DP-RDM and other retrieval code keep a record's neighbours between epochs",
-        build=_caching,
+        build=_draws(CachingDraws),
         caught_by=("control flow",),
     ),
     Fault(
         name="A batch in a temporary file",
         what_happened="Written for debugging or spilled, and removed a moment later",
-        build=_dumping,
+        build=_draws(DumpingDraws),
         caught_by=("control flow", "silence"),
     ),
 ]

@@ -8,7 +8,13 @@ import torch
 from scipy.stats import binom
 
 from rapid_dist.audit.accountants import pld_epsilon, trade_off
-from rapid_dist.audit.empirical import check_empirical, curve_lower_bound, guess
+from rapid_dist.audit.empirical import (
+    check_empirical,
+    check_power,
+    curve_lower_bound,
+    guess,
+    least_refuting,
+)
 from rapid_dist.audit.one_run import Curve, Guesses, epsilon_lower_bound, p_value, refutes
 from rapid_dist.audit.subject import Subject
 from rapid_dist.diffusion.denoiser import Denoiser
@@ -123,7 +129,13 @@ def test_a_curve_is_the_one_of_the_gaussian_mechanism() -> None:
 
 
 DIGITS = DpSgdConfig(
-    num_records=1432, expected_batch=512, steps=70, max_grad_norm=1.0, noise_multiplier=1.58168
+    num_records=1432, expected_batch=512, steps=140, max_grad_norm=1.0, noise_multiplier=2.11278
+)
+PNEUMONIA = DpSgdConfig(
+    num_records=1600, expected_batch=256, steps=150, max_grad_norm=1.0, noise_multiplier=1.24907
+)
+MNIST = DpSgdConfig(
+    num_records=60_000, expected_batch=1024, steps=250, max_grad_norm=1.0, noise_multiplier=0.54062
 )
 
 
@@ -149,6 +161,12 @@ class _WeakNoise(PrivateStep):
         return PrivateStep(**own).noised_gradient(denoiser, step)
 
 
+class HalfNoise(_WeakNoise):
+    """As when a record counts twice."""
+
+    share = 0.5
+
+
 class QuarterNoise(_WeakNoise):
     """As when each of 16 workers divides by the root of their number, and only one is counted."""
 
@@ -165,10 +183,31 @@ def test_a_right_mechanism_passes_with_a_bound_far_below_its_epsilon() -> None:
     assert float(result.statistic.split()[2].rstrip(":")) > 2
 
 
-@pytest.mark.parametrize("step_type", [QuarterNoise, NoNoise])
+@pytest.mark.parametrize("step_type", [HalfNoise, QuarterNoise, NoNoise])
 def test_gross_faults_of_the_noise_pass_the_claimed_epsilon(step_type: type[PrivateStep]) -> None:
     result = check_empirical(_subject(step_type=step_type), "quick")
     assert not result.passed, result
+
+
+@pytest.mark.parametrize("mechanism", [DIGITS, PNEUMONIA, MNIST])
+def test_the_canaries_are_enough_to_refute_something(mechanism: DpSgdConfig) -> None:
+    result = check_power(replace(_subject(), mechanism=mechanism), "quick")
+    assert result.passed, result
+
+
+def test_the_power_test_would_notice_that_canaries_are_too_few() -> None:
+    """16,000, a fifth of them guessed: without any noise, and all guesses right, they pass."""
+    curve = trade_off([DIGITS.event(DIGITS.steps)])
+    assert least_refuting(16_000, 3_200, curve) is None
+    needed = least_refuting(50_000, 10_000, curve)
+    assert needed is not None
+    assert needed > 9_000
+
+
+def test_a_claim_that_nothing_can_refute_fails_the_check() -> None:
+    hopeless = replace(DIGITS, noise_multiplier=0.6)  # epsilon of some 60.
+    result = check_power(replace(_subject(), mechanism=hopeless), "quick")
+    assert not result.passed
 
 
 def test_the_bound_grows_with_the_true_epsilon_and_stays_below_it() -> None:
@@ -177,7 +216,7 @@ def test_the_bound_grows_with_the_true_epsilon_and_stays_below_it() -> None:
         mechanism = replace(DIGITS, noise_multiplier=noise)
         subject = replace(_subject(), mechanism=mechanism)
         bound = curve_lower_bound(guess(subject, 4_000), mechanism, 1e-4, CONFIDENCE)
-        assert bound < pld_epsilon([mechanism.event(70)], 1e-4, 1e-3)
+        assert bound < pld_epsilon([mechanism.event(140)], 1e-4, 1e-3)
         bounds.append(bound)
     assert bounds == sorted(bounds)
     assert bounds[-1] > 0

@@ -19,7 +19,14 @@ from rapid_dist.privacy.accounting import (
     epsilons,
     plan,
 )
-from rapid_dist.privacy.mechanism import DpSgdConfig, DpSgdEvent, GaussianEvent
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.mechanism import (
+    DiscreteDpSgdEvent,
+    DpSgdConfig,
+    DpSgdEvent,
+    GaussianEvent,
+)
+from rapid_dist.privacy.noise import SecureNoise
 from rapid_dist.privacy.pld import pld_epsilon
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
 from rapid_dist.privacy.solving import solve_noise_multiplier, solve_sample_rate, solve_steps
@@ -28,6 +35,21 @@ DELTA = 1e-5
 MNIST = 60_000
 STEPS = DpSgdEvent(sample_rate=0.03, noise_multiplier=3.0, steps=500)
 PRIOR = GaussianEvent(noise_multiplier=20.0)
+
+
+def test_what_is_accounted_is_what_is_sampled_and_added() -> None:
+    config = DpSgdConfig(
+        num_records=1_000, expected_batch=30, steps=7, max_grad_norm=0.5, noise_multiplier=1.3
+    )
+    event = config.event(7)
+    assert (event.sample_rate, event.noise_multiplier, event.steps) == (0.03, 1.3, 7)
+    assert config.sample_rate == 0.03
+    assert config.noise_stddev == pytest.approx(1.3 * 0.5)
+    discrete = replace(config, noise="secure").event(7)
+    assert isinstance(discrete, DiscreteDpSgdEvent)
+    assert (discrete.sample_rate, discrete.noise_multiplier, discrete.steps) == (0.03, 1.3, 7)
+    assert discrete.scale == SecureNoise(0.5, 1.3, SecretKey.generate(), attempt=1)._scale
+    assert discrete.units == SecureNoise.units
 
 
 def _analytic_gaussian_epsilon(noise_multiplier: float, delta: float) -> float:

@@ -152,6 +152,14 @@ def test_a_record_without_a_finite_gradient_contributes_exactly_zero(
     assert with_victim.norm() > 0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
+def test_a_gradient_without_a_finite_norm_adds_exactly_zero(value: float) -> None:
+    gradients = [torch.tensor([[1.0, 2.0], [value, value]]), torch.ones(2, 3)]
+    added = clip_and_sum(gradients, 1.0, torch.tensor([True, True]))
+    assert added.isfinite().all()
+    assert torch.equal(added, clip_and_sum(gradients, 1.0, torch.tensor([True, False])))
+
+
 def test_the_zero_test_would_notice_a_clip_that_scales_what_is_not_finite() -> None:
     gradients = [torch.tensor([[1.0, 2.0], [float("inf"), 1.0]])]
     factors = 1 / record_norms(gradients)
