@@ -53,6 +53,15 @@ def test_awkward_records_stay_below_the_bound(shape: str) -> None:
     assert _norm(_summed([gradient])) <= UNITS
 
 
+def test_entries_below_one_unit_add_nothing_on_a_grid_so_coarse_that_it_counts() -> None:
+    units = 64
+    gradient = torch.full((1, 11_000), 0.006)  # Of norm 0.63; scaled to 64, entries of 0.61.
+    usable = torch.ones(1, dtype=torch.bool)
+    factors = grid_factors(gradient.norm(dim=1), usable, BOUND, units)
+    assert (gradient * factors[:, None]).round().norm() > 1.5 * units  # Nearest would pass it.
+    assert not rounded_sum([gradient], factors, units).any()
+
+
 def _nearest(gradients: Sequence[torch.Tensor], bound: float) -> torch.Tensor:
     """The fault of rounding to nearest without room for it: entries above a half grow."""
     whole = torch.cat([g.flatten(1) for g in gradients], dim=1)
