@@ -126,4 +126,4 @@ def test_the_process_backend_runs_the_same_loop(tmp_path: Path) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     workers = ProcessWorkers(threads=1, on_report=lambda name, m: reports.append((name, m)))
     workers.run(SumOfRanks(folder=tmp_path), name="sum", num_workers=2)
-    assert reports == [("sum", {"total": 1.0, "key": 7.0})]
+    assert reports == [("sum", {"total": 1.0, "key": 7.0, "least": 9.0})]

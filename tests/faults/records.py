@@ -215,7 +215,7 @@ class _Stop(Exception):
 
 
 def train_with_early_stop(*args: Any, **named: Any) -> None:
-    """Stops, on all workers, when the loss on private records has not fallen for three steps."""
+    """Stops, on all workers, when the loss on private records is half of what it was."""
     losses, on_step, collective = _Losses(named["engine"]), named["on_step"], named["collective"]
     curve: list[float] = []
 
@@ -224,7 +224,7 @@ def train_with_early_stop(*args: Any, **named: Any) -> None:
         now = torch.tensor([losses.means[-1] if losses.means else 0.0])
         collective.sum_(now)
         curve.append(float(now))
-        if len(curve) - 1 - int(np.argmin(curve)) >= 3:
+        if curve[-1] < curve[0] / 2:
             raise _Stop
 
     try:
