@@ -3,7 +3,7 @@
 ray job submit --working-dir . -- python jobs/pipeline.py --recipe mnist --out s3://bucket/runs/mnist
 """
 
-from rapid_dist.cli import run_command
+from rapid_dist.cli.main import run_command
 
 if __name__ == "__main__":
     run_command("run")

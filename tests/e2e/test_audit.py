@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rapid_dist.cli import main
+from rapid_dist.cli.main import main
 
 
 @pytest.mark.slow

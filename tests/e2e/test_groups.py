@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from rapid_dist.cli import main
+from rapid_dist.cli.main import main
 from rapid_dist.errors import LedgerError
 from rapid_dist.runtime import pipeline
 from tests.e2e.test_run import _recipe

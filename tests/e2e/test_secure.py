@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rapid_dist.cli import main
+from rapid_dist.cli.main import main
 from rapid_dist.methods.artifacts import is_done
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger

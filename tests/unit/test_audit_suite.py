@@ -14,7 +14,8 @@ from rapid_dist.audit.markers import random_markers
 from rapid_dist.audit.result import CheckResult, failed
 from rapid_dist.audit.silence import Pipeline, check_pipeline_silence
 from rapid_dist.audit.suite import Check, Suite, run_suite, to_json
-from rapid_dist.cli import main, print_audit, refuse_failed
+from rapid_dist.cli.audit import print_audit, refuse_failed
+from rapid_dist.cli.main import main
 from rapid_dist.collective import SingleProcess
 from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.errors import ConfigError, DataError

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from rapid_dist.cli import STAGES, _print_summary, build_app, main
+from rapid_dist.cli.main import build_app, main
+from rapid_dist.cli.printing import print_summary
+from rapid_dist.cli.stages import STAGES
 from rapid_dist.errors import BudgetError, LedgerError, RapidError, ReleaseError
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
@@ -176,7 +178,7 @@ def test_no_printed_epsilon_is_rounded_towards_a_stronger_claim(
     privacy = {"epsilon": 1.00001, "delta": 1e-5, "relation": "zero_out", "unit": "record",
                "dataset_epsilon": 2.00001}  # fmt: skip
     summary = {"privacy": privacy, "registry": {}, "dataset": "faces", "seconds": {"total": 1.0}}
-    _print_summary(summary, "runs/faces")
+    print_summary(summary, "runs/faces")
     said = capsys.readouterr().out
     assert "1.0001 at delta" in said
     assert "together 2.0001" in said

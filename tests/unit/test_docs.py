@@ -10,7 +10,7 @@ import typer
 import yaml
 from typer.main import get_command
 
-from rapid_dist.cli import build_app
+from rapid_dist.cli.main import build_app
 from rapid_dist.config import parse_recipe
 from rapid_dist.recipe_files import recipe_names
 
