@@ -31,7 +31,8 @@ from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
-from rapid_dist.runtime.tracking import TrackedRun, Tracker, internal_place, tracking_place
+from rapid_dist.runtime.tracking import TrackedRun, Tracker
+from rapid_dist.runtime.tracking_place import internal_place, tracking_place
 from rapid_dist.storage import open_storage, require_reachable
 
 # What a command does. A stage that the method lacks is left out.
@@ -129,7 +130,9 @@ def _run(
         progress = open_things.enter_context(progress or Progress())
         tracker = Tracker(place, recipe.tracking.experiment)
         tracked = open_things.enter_context(
-            tracker.run(recipe.name, out=prepared.places.out, tags=_tags(prepared))
+            tracker.run(
+                recipe.name, out=prepared.places.out, key=directory.run, tags=_tags(prepared)
+            )
         )
         tracked.log_params({**to_tree(recipe), "plan": asdict(prepared.plan)})
         figures = Figures(directory.storage, progress, debug=recipe.runtime.debug)

@@ -49,7 +49,8 @@ def record_internal(directory: RunDirectory, tracker: Tracker, name: str) -> Non
     names = ("quality.json", "report.html", "contamination.json")
     files = {n: directory.internal.read(n) for n in names if directory.internal.exists(n)}
     tags = {"internal": json.loads(files["quality.json"])["notice"]}
-    with tracker.run(name, out=directory.storage.uri, tags=tags) as run:
+    out = directory.storage.uri
+    with tracker.run(name, out=out, key=directory.run, tags=tags) as run:
         run.log_metrics(_numbers(json.loads(files["quality.json"])))
         _log_files(run, files)
 

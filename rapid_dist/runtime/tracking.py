@@ -1,73 +1,91 @@
-"""What MLflow is told: one run a command, one child a stage, all of it public (P9).
+"""What MLflow is told: one run a run directory, one child a stage or trial, all of it public (P9).
 
 Every call names its server and its run. MLflow's fluent API keeps both in the current thread and
 the current directory, and on a cluster neither is where one thinks it is.
+
+A run has a key. The command that goes on with a directory goes on with the run of that key, and
+first closes what a killed process has left open below it. Figures go by an outbox, so that no step
+waits for the server; settings, files and states are sent at once.
 """
 
 import contextlib
 import logging
 import os
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from rapid_dist.errors import ConfigError, RapidError
+from rapid_dist.errors import RapidError
+from rapid_dist.runtime.outbox import Outbox
+from rapid_dist.runtime.tracking_place import Place
 
 MOST_METRICS = 1000  # MLflow's own limits of one batch.
 MOST_PARAMS = 100
 MOST_CHARACTERS = 500  # Of a parameter; older servers take no more.
 OUT_TAG = "rapid_dist.out"
+KEY_TAG = "rapid_dist.key"
+CHANGED_TAG = "rapid_dist.now."  # A setting that another command of the same run has changed.
+PARENT_TAG = "mlflow.parentRunId"
+FLUSH_SEC = 300.0  # For the figures of one run, when it is done.
+LAST_WORDS_SEC = 5.0  # For those of a run that has failed.
+ANSWER_SEC = 20.0  # For a server's first word.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where runs are recorded."""
+class _Server:
+    """A connection and the experiment that runs are made in."""
 
     uri: str
-    artifacts: str | None  # None = the server's own choice.
-    private: bool = False  # Files for their owner alone.
+    client: MlflowClient
+    experiment_id: str
+    outbox: Outbox[Metric] = field(repr=False)
 
+    @classmethod
+    def of(cls, uri: str, client: MlflowClient, experiment_id: str) -> "_Server":
+        def send(run_id: str, metrics: Sequence[Metric]) -> None:
+            client.log_batch(run_id, metrics=list(metrics))
 
-def tracking_place(uri: str | None, out: Path | str) -> Place:
-    """Returns where a run that writes to ``out`` is recorded.
-
-    Without a server it is a sqlite file and a folder beside the run directory, so that runs with
-    one parent are compared in one place.
-    """
-    if uri is not None:
-        return Place(uri=uri, artifacts=None)
-    if "://" in str(out):
-        raise ConfigError(
-            f"A run in {out} needs a tracking server, but tracking.uri is not set. Set it, or "
-            "MLFLOW_TRACKING_URI, or write to a local --out."
+        return cls(
+            uri=uri,
+            client=client,
+            experiment_id=experiment_id,
+            outbox=Outbox(send, batch=MOST_METRICS),
         )
-    parent = Path(out).resolve().parent
-    return Place(
-        uri=f"sqlite:///{parent / 'mlflow.db'}", artifacts=(parent / "mlflow-artifacts").as_uri()
-    )
 
+    def find(self, *tags: tuple[str, str], running: bool = False) -> list[Run]:
+        """Returns the runs with all of these tags, the newest first."""
+        wanted = [f"tags.`{name}` = {_quoted(value)}" for name, value in tags]
+        if running:
+            wanted.append("attributes.status = 'RUNNING'")
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id],
+                " and ".join(wanted),
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
 
-def internal_place(place: Place) -> Place:
-    """Returns where figures against private records go (P13).
-
-    On a server they are an experiment of their own, with readers of its own. On a disk the public
-    store is one file that may be handed out, so they have another, which only its owner can read.
-    """
-    if place.artifacts is None:
-        return place
-    return Place(
-        uri=f"{place.uri.removesuffix('.db')}-internal.db",
-        artifacts=f"{place.artifacts}-internal",
-        private=True,
-    )
+    def close_below(self, run_id: str) -> None:
+        """Marks as killed whatever below a run claims to be running."""
+        for run in self.find((PARENT_TAG, run_id), running=True):
+            self.close_below(run.info.run_id)
+            self.client.set_terminated(run.info.run_id, "KILLED")
 
 
 class Tracker:
@@ -75,92 +93,162 @@ class Tracker:
 
     def __init__(self, place: Place, experiment: str) -> None:
         """Opens or makes the experiment; a server that does not answer is a ``RapidError``."""
-        for name in ("mlflow", "alembic"):  # They tell of every table of a new database.
-            logging.getLogger(name).setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self.uri = place.uri
         if place.uri.startswith("sqlite:///"):
             Path(place.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         if place.private:
             _make_private(place)
         try:
-            self._client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
-            self._experiment_id = self._open(experiment, place.artifacts)
+            client = _connect(place.uri)
+            experiment_id = _open_experiment(client, experiment, place.artifacts)
         except Exception as error:  # A server's, a database's, a network's: each has its own.
             raise RapidError(
                 f"MLflow at {place.uri} refused: {_first_line(error)}. Check tracking.uri."
             ) from error
+        self._server = _Server.of(place.uri, client, experiment_id)
 
     @contextlib.contextmanager
     def run(
-        self, name: str, *, out: str, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        out: str,
+        key: str | None = None,
+        parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Iterator["TrackedRun"]:
         """Records what happens inside; the run is closed however that ends.
 
         Runs of the same ``out`` that still claim to be running were killed with their process;
-        they are marked so.
-        """
-        stale = self._client.search_runs(
-            [self._experiment_id],
-            f"attributes.status = 'RUNNING' and tags.`{OUT_TAG}` = '{out}'",
-        )
-        for left_open in stale:
-            self._client.set_terminated(left_open.info.run_id, "KILLED")
-        tags = {**(tags or {}), OUT_TAG: out}
-        with _started(self._client, self._experiment_id, name, tags) as run:
-            yield run
+        they are marked so, and so is what they have below them.
 
-    def _open(self, experiment: str, artifacts: str | None) -> str:
-        found = self._client.get_experiment_by_name(experiment)
-        if found is not None:
-            return str(found.experiment_id)
+        Args:
+          key: what this is the record of; a run that has it already is gone on with.
+          parent: the id of the run to be below.
+        """
+        server = self._server
+        before = server.find((KEY_TAG, key), (OUT_TAG, out))[:1] if key is not None else []
+        for left_open in [*before, *server.find((OUT_TAG, out), running=True)]:
+            server.close_below(left_open.info.run_id)
+            if left_open.info.status == "RUNNING":
+                server.client.set_terminated(left_open.info.run_id, "KILLED")
+        tags = {**(tags or {}), OUT_TAG: out}
+        if key is not None:
+            tags[KEY_TAG] = key
+        if parent is not None:
+            tags[PARENT_TAG] = parent
         try:
-            return str(self._client.create_experiment(experiment, artifact_location=artifacts))
-        except MlflowException:
-            found = self._client.get_experiment_by_name(experiment)  # Another process was faster.
-            if found is None:
-                raise
-            return str(found.experiment_id)
+            with _recorded(server, name, tags, before[0] if before else None) as run:
+                yield run
+        finally:
+            server.outbox.close()
 
 
 class TrackedRun:
     """One open run of MLflow, by its id."""
 
-    def __init__(self, client: MlflowClient, run_id: str, experiment_id: str, out: str) -> None:
-        self.run_id = run_id
-        self._client = client
-        self._experiment_id = experiment_id
-        self._out = out
+    def __init__(self, server: _Server, run: Run) -> None:
+        self.run_id: str = run.info.run_id
+        self.uri = server.uri
+        self._server = server
+        self._out: str = run.data.tags[OUT_TAG]
+        self._params: dict[str, str] = dict(run.data.params)
 
     @contextlib.contextmanager
-    def child(self, name: str) -> Iterator["TrackedRun"]:
-        """Records a stage as a run of its own below this one."""
-        tags = {"mlflow.parentRunId": self.run_id, OUT_TAG: self._out}
-        with _started(self._client, self._experiment_id, name, tags) as run:
+    def child(self, name: str, *, tags: Mapping[str, str] | None = None) -> Iterator["TrackedRun"]:
+        """Records a stage or a trial as a run of its own below this one.
+
+        A child of that name that did not finish is gone on with; after a finished one a new one
+        is begun.
+        """
+        with _child(self._server, self.run_id, self._out, name, tags) as run:
             yield run
 
     def log_params(self, settings: Mapping[str, Any]) -> None:
-        """Records a tree of settings under dotted names."""
-        params = [Param(name, str(value)[:MOST_CHARACTERS]) for name, value in _flattened(settings)]
-        for start in range(0, len(params), MOST_PARAMS):
-            self._client.log_batch(self.run_id, params=params[start : start + MOST_PARAMS])
+        """Records a tree of settings under dotted names.
+
+        MLflow's parameters stay what they were first. A setting that a later command of the same
+        run has changed (its number of workers, say) is told by a tag ``rapid_dist.now.<name>``.
+        """
+        told = {name: str(value)[:MOST_CHARACTERS] for name, value in _flattened(settings)}
+        new = [Param(name, value) for name, value in told.items() if name not in self._params]
+        client = self._server.client
+        for start in range(0, len(new), MOST_PARAMS):
+            client.log_batch(self.run_id, params=new[start : start + MOST_PARAMS])
+        for name, value in told.items():
+            if self._params.get(name, value) != value:
+                client.set_tag(self.run_id, f"{CHANGED_TAG}{name}", value)
+        self._params = {**told, **self._params}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self.log_series({name: [(step, value)] for name, value in metrics.items()})
 
     def log_series(self, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-        """Records whole curves, each a list of (step, value), in as few calls as can be."""
+        """Records whole curves, each a list of (step, value); returns before they are sent."""
         now = int(time.time() * 1000)
         metrics = [
             Metric(name, float(value), now, step)
             for name, points in series.items()
             for step, value in points
         ]
-        for start in range(0, len(metrics), MOST_METRICS):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + MOST_METRICS])
+        if metrics:
+            self._server.outbox.put(self.run_id, metrics)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        self._client.log_artifact(self.run_id, str(path), folder)
+        self._server.client.log_artifact(self.run_id, str(path), folder)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        for name, value in tags.items():
+            self._server.client.set_tag(self.run_id, name, value)
+
+
+@contextlib.contextmanager
+def child_run(
+    uri: str, parent: str, name: str, *, tags: Mapping[str, str] | None = None
+) -> Iterator[TrackedRun]:
+    """Records a trial below a run that another process has open; like ``TrackedRun.child``.
+
+    Args:
+      uri: the server, ``TrackedRun.uri``.
+      parent: ``TrackedRun.run_id``.
+    """
+    client = _connect(uri)
+    above = client.get_run(parent)
+    server = _Server.of(uri, client, above.info.experiment_id)
+    try:
+        with _child(server, parent, above.data.tags[OUT_TAG], name, tags) as run:
+            yield run
+    finally:
+        server.outbox.close()
+
+
+def _connect(uri: str) -> MlflowClient:
+    for name in ("mlflow", "alembic"):  # They tell of every table of a new database.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if uri.startswith(("http://", "https://")):
+        _ask(uri)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _ask(uri: str) -> None:
+    """Asks a server for anything at all: MLflow's client would try for minutes."""
+    # An error by HTTP is an answer too; what it thinks of us is seen at the first true question.
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SEC).close()
+
+
+def _open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        return str(client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException:
+        found = client.get_experiment_by_name(name)  # Another process was faster.
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
 def _make_private(place: Place) -> None:
@@ -172,20 +260,54 @@ def _make_private(place: Place) -> None:
 
 
 @contextlib.contextmanager
-def _started(
-    client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]
+def _child(
+    server: _Server, parent: str, out: str, name: str, tags: Mapping[str, str] | None
 ) -> Iterator[TrackedRun]:
-    run = client.create_run(experiment_id, run_name=name, tags=tags)
-    run_id = run.info.run_id
-    status = "KILLED"  # Unless something better is heard of: Ctrl-C is no exception of ours.
+    newest = server.find((PARENT_TAG, parent), ("mlflow.runName", name))[:1]
+    before = newest[0] if newest and newest[0].info.status != "FINISHED" else None
+    if before is not None:
+        server.close_below(before.info.run_id)
+    with _recorded(server, name, {**(tags or {}), PARENT_TAG: parent, OUT_TAG: out}, before) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _recorded(
+    server: _Server, name: str, tags: dict[str, str], before: Run | None
+) -> Iterator[TrackedRun]:
+    client = server.client
+    if before is None:
+        run = client.create_run(server.experiment_id, run_name=name, tags=tags)
+    else:
+        run_id = before.info.run_id
+        client.update_run(run_id, status="RUNNING")
+        for tag, value in tags.items():
+            if before.data.tags.get(tag) != value:
+                client.set_tag(run_id, tag, value)
+        run = client.get_run(run_id)
+    tracked = TrackedRun(server, run)
     try:
-        yield TrackedRun(client, run_id, experiment_id, tags[OUT_TAG])
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
+        yield tracked
+    except BaseException as error:
+        # Ctrl-C and SIGTERM are no exceptions of ours. First the state: a second signal may follow.
+        with contextlib.suppress(Exception):  # The error that is on its way says more.
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            client.set_terminated(tracked.run_id, status)
+            server.outbox.flush(LAST_WORDS_SEC)
         raise
-    finally:
-        client.set_terminated(run_id, status)
+    try:
+        server.outbox.flush(FLUSH_SEC)
+        client.set_terminated(tracked.run_id, "FINISHED")
+    except Exception as error:
+        raise RapidError(
+            f"MLflow at {server.uri} did not take all figures of {name}: {_first_line(error)}. Run "
+            "the same command again when it answers."
+        ) from error
+
+
+def _quoted(value: str) -> str:
+    """Returns a value as MLflow's filters take it; they know no escape."""
+    return f"'{value}'" if "'" not in value else f'"{value}"'
 
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
