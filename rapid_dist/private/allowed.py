@@ -4,7 +4,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 
 from rapid_dist.errors import ConfigError
-from rapid_dist.private.layer_gradients import GRADIENTS
+from rapid_dist.private.layer_gradients import KNOWN_LAYERS
 
 
 def check_layers(network: nn.Module) -> None:
@@ -29,10 +29,10 @@ def check_layers(network: nn.Module) -> None:
                 f"Layer {path} ({type(module).__name__}) makes an example's gradient depend on the "
                 "others of its batch, or has none of its own. Use GroupNorm in place of BatchNorm."
             )
-        if own and type(module) not in GRADIENTS:
+        if own and type(module) not in KNOWN_LAYERS:
             raise ConfigError(
                 f"Layer {path} ({type(module).__name__}) has no per-example gradient here. "
-                f"Freeze it, or use one of {', '.join(sorted(t.__name__ for t in GRADIENTS))}."
+                f"Freeze it, or use one of {', '.join(sorted(t.__name__ for t in KNOWN_LAYERS))}."
             )
         if isinstance(module, nn.Conv2d) and own:
             if module.padding_mode != "zeros" or isinstance(module.padding, str):

@@ -26,19 +26,22 @@ ConvWay = Literal["groups", "records", "patches", "product"]
 
 # From so many multiply-adds, or so many positions, one record's weight gradient is fastest alone.
 # A core's were measured; a GPU's are assumed from the cost of starting a kernel.
-_ALONE_FROM = {"cpu": (2**25, 2**11), "cuda": (2**31, 2**16)}
+_ALONE_FROM = {"cpu": (2**26, 2**11), "cuda": (2**31, 2**16)}
 
 
-def conv_way(layer: nn.Conv2d, positions: int, device: str) -> ConvWay:
+def conv_way(layer: nn.Conv2d, draws: int, pixels: int, device: str) -> ConvWay:
     """Returns the way to a convolution's gradient that is fastest at this shape.
 
     Args:
-      positions: K * T, of the output.
+      draws: K.
+      pixels: T, of one output.
     """
     work, long = _ALONE_FROM.get(device, _ALONE_FROM["cuda"])
+    positions = draws * pixels
     if positions * layer.weight.numel() >= work or positions >= long:
         return "records"
-    if _is_product(layer):
+    # A core would first have to copy several draws, to have a record's positions in one row.
+    if _is_product(layer) and (draws == 1 or device != "cpu"):
         return "product"
     # cuDNN has no fast weight gradient of many groups, oneDNN has; a CPU has no bandwidth to spare
     # for patches, which are as many times the input as the kernel has entries.
@@ -52,8 +55,7 @@ def conv(
     records = len(grads) // draws
     if "weight" not in wanted:
         return {"bias": _summed(grads.flatten(2), records, (1, 3))}
-    positions = draws * grads.shape[2:].numel()
-    way = conv_way(layer, positions, grads.device.type)
+    way = conv_way(layer, draws, grads.shape[2:].numel(), grads.device.type)
     return CONV_WAYS[way](layer, inputs, grads, draws, wanted)
 
 
@@ -130,26 +132,26 @@ def linear(
     return _of_products(inputs, grads, draws, wanted)
 
 
-def group_norm(
-    layer: nn.Module, inputs: torch.Tensor, grads: torch.Tensor, draws: int, wanted: Wanted
-) -> Found:
-    """R rows of C channels are one row of R * C to the vendor's kernel, which then sums none.
+def group_norm_by_row(
+    layer: nn.GroupNorm, inputs: torch.Tensor, wanted: Wanted
+) -> tuple[torch.Tensor, Found]:
+    """The layer's output, with a scale and a shift of its own for every row.
 
-    In float32, as autograd has it: the difference of two large sums is taken.
+    R rows of C channels are one row of R * C to the vendor's kernel. So the backward pass, which
+    has the sums at hand, gives one gradient a row at no cost, in autograd's own arithmetic.
+
+    Returns:
+      the output, and one leaf float32 [R * C] for each parameter that is wanted.
     """
-    assert isinstance(layer, nn.GroupNorm)
-    if "weight" not in wanted:
-        return {"bias": _summed(grads.flatten(2), len(grads) // draws, (1, 3))}
-    rows, channels, positions = *inputs.shape[:2], inputs.shape[2:].numel()
-    inputs, grads = inputs.float().contiguous(), grads.float().contiguous()
-    sizes = (1, rows * channels, positions, rows * layer.num_groups)
-    _, mean, scale = torch.ops.aten.native_group_norm(inputs, None, None, *sizes, layer.eps)
-    asked = [False, "weight" in wanted, "bias" in wanted]
-    _, weight, bias = torch.ops.aten.native_group_norm_backward(
-        grads, inputs, mean, scale, layer.weight.detach().repeat(rows), *sizes, asked
+    rows, channels = inputs.shape[:2]
+    own = {n: p.detach().repeat(rows) for n, p in layer.named_parameters(recurse=False)}
+    for name in wanted:
+        own[name].requires_grad_()
+    one_row = inputs.reshape(1, rows * channels, *inputs.shape[2:])
+    output = functional.group_norm(
+        one_row, rows * layer.num_groups, own["weight"], own["bias"], layer.eps
     )
-    by_row = {"weight": weight, "bias": bias}
-    return {name: by_row[name].view(-1, draws, channels).sum(dim=1) for name in wanted}
+    return output.view_as(inputs), {name: own[name] for name in wanted}
 
 
 def embedding(
@@ -166,13 +168,15 @@ def embedding(
     return {"weight": tables}
 
 
-# The layers whose gradients are known; every other one that is trained is refused.
+# Out of a layer's inputs and its outputs' gradients. A GroupNorm's are autograd's own.
 GRADIENTS: dict[type[nn.Module], LayerGradient] = {
     nn.Conv2d: conv,
     nn.Linear: linear,
-    nn.GroupNorm: group_norm,
     nn.Embedding: embedding,
 }
+
+# The layers whose gradients are known; every other one that is trained is refused.
+KNOWN_LAYERS = frozenset({*GRADIENTS, nn.GroupNorm})
 
 
 def _of_products(inputs: torch.Tensor, grads: torch.Tensor, draws: int, wanted: Wanted) -> Found:
@@ -205,7 +209,7 @@ def _vendor(
     _, weight, bias = torch.ops.aten.convolution_backward(
         grads,
         inputs,
-        inputs.new_empty(1).expand(outputs, *layer.weight.shape[1:]),  # Only its shape is read.
+        inputs.new_empty(outputs, *layer.weight.shape[1:]),  # Only its shape is read.
         [outputs],
         list(layer.stride),
         list(layer.padding),

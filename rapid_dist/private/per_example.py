@@ -1,9 +1,10 @@
 """Per-example gradients of a denoiser, clipped one record at a time.
 
 One forward and one backward pass over R = B * K rows (B records, K draws each). Hooks hand over
-every layer's input and output gradient, and ``layer_gradients.py`` makes a gradient a record of
-them. The gradients are materialised, clipped and then summed: what is clipped is what is summed, so
-a wrong gradient could cost quality but never the bound (P3).
+a layer's input and output gradient, and ``layer_gradients.py`` makes a gradient a record of them;
+a GroupNorm's come from autograd, out of parameters for every row. The gradients are materialised,
+clipped and then summed: what is clipped is what is summed, so a wrong gradient could cost quality
+but never the bound (P3).
 
 Under autocast a layer's gradient is kept in the precision that the layer computed in; its norm, its
 factor and the sum are float32.
@@ -13,6 +14,7 @@ Letters: B records, K draws, C = max_grad_norm.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from torch import nn
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows, row_losses
 from rapid_dist.private.grid import grid_factors, rounded_sum
-from rapid_dist.private.layer_gradients import GRADIENTS
+from rapid_dist.private.layer_gradients import GRADIENTS, group_norm_by_row
 
 # A clipped vector is scaled to C (1 - 2^-12), so that fp32 rounding cannot carry it over C.
 _SHRINK = 1.0 - 2.0**-12
@@ -43,15 +45,21 @@ def _captured(
 ) -> Iterator[None]:
     """While open, a backward pass to ``leaves`` adds per-record gradients to ``gradients``.
 
-    Parameters stand outside the graph meanwhile, so autograd computes input gradients only: the
-    summed weight gradients, which nobody may use, are never formed. A watched layer whose output
-    would not be in the graph starts it there, so nothing below the lowest trainable layer runs.
+    Layers hand over inputs and output gradients by hooks; a GroupNorm gets parameters for every row
+    in place of its own. The network's parameters stand outside the graph meanwhile, so the summed
+    weight gradients, which nobody may use, are never formed. A watched layer whose output would not
+    be in the graph starts it there, so nothing below the lowest trainable layer runs.
     """
     parameters = trainable(network)
     watched = {
         module: [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
         for module in network.modules()
     }
+
+    def add(parameter: nn.Parameter, found: torch.Tensor) -> None:
+        key = id(parameter)
+        # A layer called twice in one pass has two contributions.
+        gradients[key] = gradients[key] + found if key in gradients else found
 
     def watch(
         layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
@@ -67,14 +75,29 @@ def _captured(
         def collect(grads: torch.Tensor) -> None:
             found = GRADIENTS[type(layer)](layer, inputs, grads.detach(), draws, watched[layer])
             for name in watched[layer]:
-                key = id(getattr(layer, name))
-                # A layer called twice in one pass has two contributions.
-                gradients[key] = gradients[key] + found[name] if key in gradients else found[name]
+                add(getattr(layer, name), found[name])
 
         output.register_hook(collect)  # type: ignore[no-untyped-call]
         return output
 
-    handles = [module.register_forward_hook(watch) for module, names in watched.items() if names]
+    def watch_norm(layer: nn.GroupNorm, inputs: torch.Tensor) -> torch.Tensor:
+        output, own = group_norm_by_row(layer, inputs, watched[layer])
+
+        def collect(name: str, found: torch.Tensor) -> None:
+            by_record = found.detach().view(-1, draws, layer.num_channels).sum(dim=1)
+            add(getattr(layer, name), by_record)
+
+        for name, rows in own.items():
+            rows.register_hook(partial(collect, name))  # type: ignore[no-untyped-call]
+            leaves.append(rows)
+        return output
+
+    handles = []
+    for module, names in watched.items():
+        if names and isinstance(module, nn.GroupNorm):
+            module.forward = partial(watch_norm, module)  # type: ignore[method-assign]
+        elif names:
+            handles.append(module.register_forward_hook(watch))
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -84,6 +107,8 @@ def _captured(
             parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
+        for module in watched:
+            module.__dict__.pop("forward", None)
 
 
 def per_record_gradients(denoiser: Denoiser, rows: Rows, draws: int) -> list[torch.Tensor]:
