@@ -10,9 +10,11 @@ an unknown key, a wrong type or a value out of range is a ``ConfigError`` that n
 Nothing in the tree is read off private data (P1), so it may be printed, logged and released.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
 
@@ -33,6 +35,7 @@ from rapid_dist.public.adapt import AdaptConfig
 from rapid_dist.public.contrast import ContrastConfig
 from rapid_dist.public.pretrain import PretrainConfig
 from rapid_dist.recipe_files import nearest, override, read_tree, shown, written
+from rapid_dist.release.settings import ReleaseConfig
 from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
 from rapid_dist.retrieval.prior import PriorConfig
 
@@ -114,6 +117,7 @@ class Recipe(_Node):
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
     @model_validator(mode="after")
     def _rooms_agree(self) -> Self:
@@ -185,6 +189,19 @@ def method_settings(recipe: Recipe) -> MethodSettings:
         if field.name not in moved
     }
     return MethodSettings(**moved, **same)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Returns the SHA-256 of all that shapes what is asked of private data.
+
+    Not of where it runs, and not of what is made of the trained model and costs nothing: samples
+    and figures.
+    """
+    shaping = asdict(method_settings(recipe))
+    for name in ("data_root", "sampling", "evaluation"):
+        del shaping[name]
+    content = json.dumps(shaping, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rapid_dist import __version__
 from rapid_dist.errors import ConfigError, LedgerError
+from rapid_dist.installed import code_version
 from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
     DiscreteGaussianEvent,
@@ -55,7 +55,7 @@ class Entry:
     step: int | None
     event: Event | None  # What was released; None where nothing was.
     note: str
-    code: str  # Version of the package that wrote the entry.
+    code: str  # Version and hash of the package that wrote the entry.
     time: float  # Seconds since 1970. A step has its attempt's: its own would tell its batch (P9).
     writer: str  # Random name of the writing process: tells its own entries from others'.
     previous: str  # Hash of the entry before.
@@ -157,7 +157,7 @@ class Ledger:
                 step=step,
                 event=event,
                 note=note,
-                code=__version__,
+                code=code_version(),
                 time=self._time(kind, run),
                 writer=self._writer,
                 previous=self.head,

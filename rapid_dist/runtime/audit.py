@@ -7,7 +7,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -21,9 +21,10 @@ from rapid_dist.audit.markers import Markers, random_markers
 from rapid_dist.audit.result import CheckResult, Profile
 from rapid_dist.audit.silence import Pipeline
 from rapid_dist.audit.suite import OnCheck, Suite, run_suite, to_json
-from rapid_dist.config import Recipe, method_settings, parse_recipe, to_tree
+from rapid_dist.config import Recipe, method_settings, parse_recipe, recipe_hash, to_tree
+from rapid_dist.installed import code_hash
 from rapid_dist.methods.audit_subject import audit_subject
-from rapid_dist.privacy.accounting import plan
+from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.release.report_audit import with_audit
 from rapid_dist.runtime import pipeline
@@ -60,17 +61,26 @@ def run_audit(
     with audit_subject(method_settings(recipe), solved) as subject:
         suite = Suite(subject=subject, pipeline=planted_pipeline(recipe), profile=profile)
         results = run_suite(suite, on_check)
-    content = {
+    content = audit_content(recipe, solved, profile, results)
+    _write(out, content)
+    return Audit(results=results, content=content)
+
+
+def audit_content(
+    recipe: Recipe, solved: PrivacyPlan, profile: Profile, results: Sequence[CheckResult]
+) -> dict[str, Any]:
+    """Returns audit.json: what was answered, and of which code and which recipe."""
+    return {
         "recipe": recipe.name,
+        "recipe_hash": recipe_hash(recipe),
         "profile": profile,
         "created": date.today().isoformat(),
         "code": __version__,
+        "code_hash": code_hash(),
         "mechanism": None if solved.dp_sgd is None else asdict(solved.dp_sgd),
         "budget": asdict(solved.budget),
         **to_json(results),
     }
-    _write(out, content)
-    return Audit(results=results, content=content)
 
 
 def _write(out: str, content: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The run directory: what one run has done so far, on a disk or in a bucket.
 
     config.yaml     the whole resolved recipe
-    run.json        the run's name in the ledger, drawn once
+    run.json        the run's name in the ledger, drawn once; it ends in the recipe's hash
     stages/         one marker a finished stage: its seconds
     metrics.jsonl   public figures, a line each
     summary.json    written last; a run that has one is complete
@@ -22,13 +22,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rapid_dist.config import Recipe, parse_recipe, to_tree, to_yaml
+from rapid_dist.config import Recipe, parse_recipe, recipe_hash, to_tree, to_yaml
 from rapid_dist.errors import ConfigError
+from rapid_dist.installed import SHORT
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.recipe_files import parse_tree
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
-FREE = ("runtime", "tracking", "data.root")  # What changes no result.
+FREE = ("runtime", "tracking", "release", "data.root")  # What changes no result.
 # Sections that shape only what can be made again for nothing, and what then has to go.
 REMADE = {
     "sampling": ("samples/", "bundle/", "internal/", "stages/generate", "stages/evaluate"),
@@ -106,7 +107,7 @@ class RunDirectory:
         self.internal: Storage = self._own.child("internal")
         self._admit(recipe)
         self.internal.write("README.txt", INTERNAL.encode())  # First, so that the folder is ours.
-        self.run = self._run_name(recipe.name)
+        self.run = self._run_name(recipe)
 
     def is_complete(self) -> bool:
         return self.storage.exists("summary.json")
@@ -183,9 +184,12 @@ class RunDirectory:
                 "with the version that began it."
             ) from None
 
-    def _run_name(self, recipe: str) -> str:
-        """Returns the run's name in the ledger: the same whenever the run goes on."""
-        fresh = {"run": f"{recipe}-{secrets.token_hex(4)}"}
+    def _run_name(self, recipe: Recipe) -> str:
+        """Returns the run's name in the ledger: the same whenever the run goes on.
+
+        The recipe's hash in it binds every charge to the recipe: ``release`` compares them.
+        """
+        fresh = {"run": f"{recipe.name}-{secrets.token_hex(4)}-{recipe_hash(recipe)[:SHORT]}"}
         try:
             self.storage.create("run.json", json.dumps(fresh).encode())
         except AlreadyExists:
