@@ -4,6 +4,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from rapid_dist.data.glyphs import part_of
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.pixels import scale_to_bytes
 from rapid_dist.data.raw import Raw, Request, digit_names
 
@@ -17,5 +18,5 @@ def read_digits(request: Request) -> Raw:
     return Raw(
         train=part_of(images, np.asarray(bunch.target), request),
         class_names=digit_names(10),
-        licence="CC BY 4.0 (UCI, optical recognition of handwritten digits)",
+        licence=LICENCES["digits"],
     )

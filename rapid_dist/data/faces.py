@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from rapid_dist.data.decode import decode_all
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.raw import Part, Raw, Request, cache_folder, download_set, first_existing
 from rapid_dist.errors import DataError
 
 _DEFAULT_ATTRIBUTE = "Male"
 _GROUP_COLUMN = "identity"
 _TRAIN, _TEST = 0, 2  # Of list_eval_partition.txt; 1 is validation and left alone.
-_LICENCE = "non-commercial research only (CelebA)"
 
 
 def read_celeba(request: Request, download: Callable[[str, Path], None] | None = None) -> Raw:
@@ -44,7 +44,9 @@ def read_celeba(request: Request, download: Callable[[str, Path], None] | None =
             )
         )
     names_of_classes = (f"not {attribute}", attribute)
-    return Raw(train=splits[0], test=splits[1], class_names=names_of_classes, licence=_LICENCE)
+    return Raw(
+        train=splits[0], test=splits[1], class_names=names_of_classes, licence=LICENCES["celeba"]
+    )
 
 
 def _files(folder: Path, names: list[str]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rapid_dist.data.decode import EXTENSIONS, decode_all
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.raw import Part, Raw, Request
 from rapid_dist.errors import DataError
 from rapid_dist.storage import Storage, StorageMissing, open_storage
@@ -20,7 +21,7 @@ def read_folder(request: Request) -> Raw:
     read as such a folder.
     """
     assert request.path is not None, "the declaration requires a path"
-    return read_tree(_open(request.path), request, licence="as its owner states")
+    return read_tree(_open(request.path), request, licence=LICENCES["folder"])
 
 
 def read_tree(tree: "Storage | ZipTree", request: Request, *, licence: str) -> Raw:

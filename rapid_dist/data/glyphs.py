@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.pixels import fit
 from rapid_dist.data.raw import (
     Part,
@@ -49,11 +50,13 @@ _SHOES_AND_MORE = ("sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
 def _family(source: str) -> _Family:
     if source == "mnist":
-        return _Family(folder="MNIST", licence="CC BY-SA 3.0")
+        return _Family(folder="MNIST", licence=LICENCES[source])
     if source == "fashion_mnist":
-        return _Family(folder="FashionMNIST", classes=_CLOTHES + _SHOES_AND_MORE, licence="MIT")
+        return _Family(
+            folder="FashionMNIST", classes=_CLOTHES + _SHOES_AND_MORE, licence=LICENCES[source]
+        )
     if source == "kmnist":
-        return _Family(folder="KMNIST", licence="CC BY-SA 4.0")
+        return _Family(folder="KMNIST", licence=LICENCES[source])
     assert source == "emnist_letters", source
     return _Family(
         folder="EMNIST",
@@ -62,7 +65,7 @@ def _family(source: str) -> _Family:
         classes=tuple("abcdefghijklmnopqrstuvwxyz"),
         first_label=1,
         transposed=True,
-        licence="public domain (NIST)",
+        licence=LICENCES[source],
     )
 
 
@@ -158,7 +161,7 @@ def read_kannada(request: Request) -> Raw:
         images.append(read_idx(_idx_file(folder, f"X_{part}-idx3-ubyte")))
         labels.append(read_idx(_idx_file(folder, f"y_{part}-idx1-ubyte")))
     whole = part_of(np.concatenate(images), np.concatenate(labels), request)
-    return Raw(train=whole, class_names=digit_names(10), licence="CC BY-SA 4.0")
+    return Raw(train=whole, class_names=digit_names(10), licence=LICENCES["kannada"])
 
 
 def read_notmnist(request: Request) -> Raw:
@@ -169,7 +172,7 @@ def read_notmnist(request: Request) -> Raw:
     return Raw(
         train=part_of(images, labels, request),
         class_names=tuple("ABCDEFGHIJ"),
-        licence="with the author's permission",
+        licence=LICENCES["notmnist"],
     )
 
 

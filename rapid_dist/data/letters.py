@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
 from rapid_dist.data.images import Int64Array, UInt8Array
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.raw import Part, Raw, Request
 from rapid_dist.errors import DataError
 
@@ -32,7 +33,6 @@ FONTS = (
     *(f"STIXGeneral{style}" for style in ("", "Bol", "BolIta", "Italic")),
     *("cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 )
-_LICENCE = "DejaVu, STIX (OFL), BaKoMa and Aileron font licences; renderings are ours"
 _MASTER = 64  # Pixels a side of a master drawing.
 _GLYPH = 44  # Pixels of a master that a glyph's longer side has.
 _OVERSAMPLING = 4
@@ -61,7 +61,9 @@ def read_letters(request: Request) -> Raw:
     if request.invert:
         images = 255 - images
     images = np.repeat(images, request.channels, axis=1)
-    return Raw(train=Part(images=images, labels=labels), class_names=names, licence=_LICENCE)
+    return Raw(
+        train=Part(images=images, labels=labels), class_names=names, licence=LICENCES["letters"]
+    )
 
 
 def render_letters(

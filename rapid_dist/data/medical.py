@@ -4,6 +4,7 @@ import numpy as np
 
 from rapid_dist.data.folder import ZipTree, read_tree
 from rapid_dist.data.glyphs import open_arrays, part_of
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.pixels import scale_to_bytes
 from rapid_dist.data.raw import Raw, Request, require_file
 
@@ -23,11 +24,11 @@ def read_pneumonia(request: Request) -> Raw:
         train=splits[0],
         test=splits[1],
         class_names=("normal", "pneumonia"),
-        licence="CC BY 4.0",
+        licence=LICENCES["pneumonia"],
     )
 
 
 def read_mednist(request: Request) -> Raw:
     """12,000 grey images of six kinds; its chest X-rays are the class CXR."""
     path = require_file(request, "MedNIST64/MedNIST64_2000_per_class.zip")
-    return read_tree(ZipTree(path), request, licence="CC BY-SA 4.0")
+    return read_tree(ZipTree(path), request, licence=LICENCES["mednist"])

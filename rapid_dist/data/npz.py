@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from rapid_dist.data.glyphs import part_of
 from rapid_dist.data.images import UInt8Array
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.pixels import scale_to_bytes
 from rapid_dist.data.raw import Part, Raw, Request, digit_names
 from rapid_dist.errors import DataError
@@ -36,7 +37,7 @@ def read_npz(request: Request) -> Raw:
         train=train,
         test=test,
         class_names=digit_names(num_classes),
-        licence="as its owner states",
+        licence=LICENCES["npz"],
     )
 
 

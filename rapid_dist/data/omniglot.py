@@ -8,10 +8,10 @@ import numpy as np
 
 from rapid_dist.data.decode import decode_all
 from rapid_dist.data.glyphs import bytes_of, open_arrays, part_of
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.raw import Part, Raw, Request, cache_folder, download_set, first_existing
 from rapid_dist.errors import DataError
 
-_LICENCE = "MIT"
 _FOLDER = "omniglot-py"  # torchvision's: <half>/<alphabet>/<character>/<drawing>.png
 _HALVES = ("images_background", "images_evaluation")
 
@@ -27,7 +27,7 @@ def read_omniglot(request: Request, download: Callable[[str, Path], None] | None
     arrays = open_arrays(path, "images", column, names)
     part = part_of(bytes_of(arrays["images"], path), arrays[column], request)
     class_names = tuple(str(name) for name in arrays[names])
-    return Raw(train=part, class_names=class_names, licence=_LICENCE)
+    return Raw(train=part, class_names=class_names, licence=LICENCES["omniglot"])
 
 
 def _read_drawings(request: Request, download: Callable[[str, Path], None] | None) -> Raw:
@@ -53,5 +53,5 @@ def _read_drawings(request: Request, download: Callable[[str, Path], None] | Non
     return Raw(
         train=Part(images=images, labels=labels.astype(np.int64)),
         class_names=tuple(str(name) for name in class_names),
-        licence=_LICENCE,
+        licence=LICENCES["omniglot"],
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from rapid_dist.data.glyphs import open_arrays, part_of
+from rapid_dist.data.licences import LICENCES
 from rapid_dist.data.raw import (
     Raw,
     Request,
@@ -28,7 +29,6 @@ _CIFAR10_NAMES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-_LICENCE = "none stated (Krizhevsky 2009)"
 _RECORD_BYTES = 1 + 3 * _SIDE * _SIDE  # Of the binary version: a label, then planes R, G, B.
 
 
@@ -38,7 +38,7 @@ def read_tiles(request: Request, download: Callable[[str, Path], None] | None = 
         tiles = require_file(request, "CIFAR100-20k/cifar100_20k_webp_tiles.zip")
         labels = _load_labels(tiles.parent / "labels.npy")
         part = part_of(read_webp_tiles(tiles), labels, request)
-        return Raw(train=part, class_names=digit_names(100), licence=_LICENCE)
+        return Raw(train=part, class_names=digit_names(100), licence=LICENCES[request.source])
     found = first_existing(request.root, "CIFAR10/cifar10_webp_tiles.zip")
     if found is None:
         return _read_binary(request, download)
@@ -49,7 +49,7 @@ def read_tiles(request: Request, download: Callable[[str, Path], None] | None = 
         train=part_of(images[:num_train], arrays["train_labels"], request),
         test=part_of(images[num_train:], arrays["test_labels"], request),
         class_names=_CIFAR10_NAMES,
-        licence=_LICENCE,
+        licence=LICENCES[request.source],
     )
 
 
@@ -100,7 +100,9 @@ def _read_binary(request: Request, download: Callable[[str, Path], None] | None)
         records = np.concatenate([_records(folder / name) for name in names])
         images = records[:, 1:].reshape(-1, 3, _SIDE, _SIDE)
         parts.append(part_of(images, records[:, 0], request))
-    return Raw(train=parts[0], test=parts[1], class_names=_CIFAR10_NAMES, licence=_LICENCE)
+    return Raw(
+        train=parts[0], test=parts[1], class_names=_CIFAR10_NAMES, licence=LICENCES[request.source]
+    )
 
 
 def _records(path: Path) -> npt.NDArray[np.uint8]:
