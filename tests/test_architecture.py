@@ -16,7 +16,7 @@ MAX_LINES = 400
 
 LAYER = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["collective", "installed", "recipe_files", "storage"], 1),
+    **dict.fromkeys(["ahead", "collective", "installed", "recipe_files", "storage"], 1),
     **dict.fromkeys(["diffusion", "retrieval", "privacy", "data"], 2),
     **dict.fromkeys(["public", "private"], 3),
     **dict.fromkeys(["release", "audit", "evaluation"], 4),

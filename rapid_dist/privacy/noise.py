@@ -16,12 +16,12 @@ but each record's own gradient; what is accounted is what is added (discreteness
 """
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from rapid_dist.ahead import Ahead
 from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.discrete import CipherStream, ExactSampler
 from rapid_dist.privacy.keys import SecretKey
@@ -45,18 +45,24 @@ class Noise(Protocol):
 
 
 class FastNoise:
-    """Gaussian noise on a float32 sum."""
+    """Gaussian noise on a float32 sum; a thread draws it while the sum is computed."""
 
     units = None
 
     def __init__(self, stddev: float, key: SecretKey, attempt: int, purpose: str = "noise") -> None:
         self._stddev, self._key, self._attempt, self._purpose = stddev, key, attempt, purpose
 
+        self._ahead = Ahead(self._draw)
+
     def prepare(self, step: int, size: int) -> None:
-        pass
+        self._ahead.prepare(step, size)
 
     def release(self, total: torch.Tensor, step: int) -> torch.Tensor:
-        return add_noise_(total, self._stddev, self._key, step, self._attempt, self._purpose)
+        _check_noised(total, self._stddev)
+        return total.add_(torch.from_numpy(self._ahead.take(step, len(total))).to(total.device))
+
+    def _draw(self, step: int, size: int) -> np.ndarray:
+        return _normals(size, self._stddev, self._key, step, self._attempt, self._purpose)
 
 
 class SecureNoise:
@@ -79,12 +85,10 @@ class SecureNoise:
         self._sensitivity = sensitivity
         self._scale = grid_scale(noise_multiplier)
         self._key, self._attempt, self._purpose = key, attempt, purpose
-        self._coming: tuple[int, int, Future[np.ndarray]] | None = None
+        self._ahead = Ahead(self._draw)
 
     def prepare(self, step: int, size: int) -> None:
-        thread = ThreadPoolExecutor(1)
-        self._coming = (step, size, thread.submit(self._draw, step, size))
-        thread.shutdown(wait=False)  # Ends when the noise is drawn.
+        self._ahead.prepare(step, size)
 
     def release(self, total: torch.Tensor, step: int) -> torch.Tensor:
         if total.dtype != torch.int64 or total.dim() != 1:
@@ -92,11 +96,7 @@ class SecureNoise:
                 f"Secure noise is added to one int64 vector, got {total.dtype} "
                 f"{list(total.shape)}. Round each record before the sum."
             )
-        coming, self._coming = self._coming, None
-        if coming is not None and coming[:2] == (step, len(total)):
-            noise = coming[2].result()
-        else:
-            noise = self._draw(step, len(total))
+        noise = self._ahead.take(step, len(total))
         # Past int64 both wrap around, and so would their exact sum: that is post-processing.
         total += torch.from_numpy(noise).to(total.device)
         return (total.double() * (self._sensitivity / UNITS)).float()
@@ -150,6 +150,24 @@ def add_noise_(
       stddev: noise_multiplier * max_grad_norm.
       step: of the run; a triple (purpose, step, attempt) is used once.
     """
+    _check_noised(flat, stddev)
+    return flat.add_(
+        torch.from_numpy(_normals(len(flat), stddev, key, step, attempt, purpose)).to(flat.device)
+    )
+
+
+def _normals(
+    size: int, stddev: float, key: SecretKey, step: int, attempt: int, purpose: str
+) -> np.ndarray:
+    noise = np.empty(size, np.float32)
+    for chunk, start in enumerate(range(0, size, CHUNK)):
+        part = noise[start : start + CHUNK]
+        key.generator(purpose, step, attempt, chunk).standard_normal(dtype=np.float32, out=part)
+        part *= np.float32(stddev)
+    return noise
+
+
+def _check_noised(flat: torch.Tensor, stddev: float) -> None:
     if flat.dtype != torch.float32 or flat.dim() != 1:
         raise ConfigError(
             f"Noise is added to one float32 vector, got {flat.dtype} {list(flat.shape)}. "
@@ -157,9 +175,3 @@ def add_noise_(
         )
     if not 0 < stddev < math.inf:
         raise ConfigError(f"The noise's stddev must be positive and finite, got {stddev}.")
-    for chunk, part in enumerate(torch.split(flat, CHUNK)):
-        rng = key.generator(purpose, step, attempt, chunk)
-        normals = rng.standard_normal(len(part), dtype=np.float32)
-        normals *= np.float32(stddev)
-        part.add_(torch.from_numpy(normals).to(flat.device))
-    return flat

@@ -8,6 +8,8 @@ The order is the privacy argument, so it is one function that can be read in one
 4. one all-reduce of one flat vector;
 5. noise, once, from the keyed stream that every rank shares (P5);
 6. division by the declared expected batch (P4).
+
+Beside the sum, threads charge this step, draw its noise, and draw the next step's batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from rapid_dist.ahead import Ahead
 from rapid_dist.collective import Collective
 from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
@@ -49,10 +52,12 @@ class PrivateStep:
     def noised_gradient(self, denoiser: Denoiser, step: int) -> torch.Tensor:
         """Returns the released vector of one step, float32 [P], bit-equal on every rank."""
         self.noise.prepare(step, flat_size(denoiser))
-        total = self._local_sum(denoiser, step)
-        if self.collective.rank == 0:
-            # Before the reduction: no rank can have the sum unless the charge is durable.
-            self.charge(step)
+        with ThreadPoolExecutor(1) as beside:
+            charged = beside.submit(self.charge, step) if self.collective.rank == 0 else None
+            total = self._local_sum(denoiser, step)
+            if charged is not None:
+                # Before the reduction: no rank can have the sum unless the charge is durable.
+                charged.result()
         self.collective.sum_(total)
         return self.noise.release(total, step) / self.mechanism.expected_batch
 
@@ -67,6 +72,17 @@ class PrivateStep:
             self.attempt,
         )
 
+    @cached_property
+    def _batches(self) -> Ahead[np.ndarray]:
+        return Ahead(self.sampler.batch)
+
+    def _batch(self, step: int) -> np.ndarray:
+        """This step's batch; the next one's is drawn while this one is computed."""
+        batch = self._batches.take(step)
+        if step + 1 < self.mechanism.steps:
+            self._batches.prepare(step + 1)
+        return batch
+
     def _local_sum(self, denoiser: Denoiser, step: int) -> torch.Tensor:
         config = self.draws.config
         units, device = self.noise.units, device_of(denoiser)
@@ -77,7 +93,7 @@ class PrivateStep:
             device=device,
         )
         parts = rank_slice(
-            self.sampler.batch(step),
+            self._batch(step),
             self.collective.rank,
             self.collective.world_size,
             config.micro_batch,

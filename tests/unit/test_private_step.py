@@ -2,7 +2,6 @@
 
 import threading
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,8 +9,7 @@ from rapid_dist.collective import Collective, SingleProcess
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.errors import BudgetError
-from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
-from rapid_dist.privacy.noise import add_noise_
+from rapid_dist.privacy.noise import Noise, add_noise_
 from rapid_dist.private.per_example import flat_size
 from rapid_dist.private.step import PrivateStep
 from tests.fakes import ThreadWorkers
@@ -26,19 +24,19 @@ from tests.models import (
 )
 
 
-class _LoggedKey(SecretKey):
-    """Notes when noise is drawn."""
+class _LoggedNoise:
+    """Notes when noise is added."""
 
-    __slots__ = ("log",)
+    def __init__(self, inner: Noise, log: list[str]) -> None:
+        self._inner, self._log = inner, log
+        self.units = inner.units
 
-    def __init__(self, log: list[str]) -> None:
-        super().__init__(bytes(KEY_BYTES))
-        self.log = log
+    def prepare(self, step: int, size: int) -> None:
+        self._inner.prepare(step, size)
 
-    def generator(self, purpose: str, *parts: int) -> np.random.Generator:
-        if purpose == "noise":
-            self.log.append("noise")
-        return super().generator(purpose, *parts)
+    def release(self, total: torch.Tensor, step: int) -> torch.Tensor:
+        self._log.append("noise")
+        return self._inner.release(total, step)
 
 
 class _LoggedProcess(SingleProcess):
@@ -55,9 +53,9 @@ class _ChargesAfter(PrivateStep):
     def noised_gradient(self, denoiser: Denoiser, step: int) -> torch.Tensor:
         total = self._local_sum(denoiser, step)
         self.collective.sum_(total)
-        add_noise_(total, self.mechanism.noise_stddev, self.key, step, self.attempt)
+        released = self.noise.release(total, step)
         self.charge(step)
-        return total / self.mechanism.expected_batch
+        return released / self.mechanism.expected_batch
 
 
 def _log_of(kind: type[PrivateStep], refuse: bool = False) -> list[str]:
@@ -69,9 +67,11 @@ def _log_of(kind: type[PrivateStep], refuse: bool = False) -> list[str]:
             raise BudgetError("Nothing is left.")
 
     fields = {name: getattr(private_step(), name) for name in PrivateStep.__dataclass_fields__}
-    fields |= {"key": _LoggedKey(log), "collective": _LoggedProcess(log), "charge": charge}
+    fields |= {"collective": _LoggedProcess(log), "charge": charge}
+    own = kind(**fields)
+    vars(own)["noise"] = _LoggedNoise(own.noise, log)
     try:
-        kind(**fields).noised_gradient(tiny_denoiser(), step=0)
+        own.noised_gradient(tiny_denoiser(), step=0)
     except BudgetError:
         log.append("refused")
     return log
