@@ -18,6 +18,7 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.runtime.ray_address import check_answers
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -77,13 +78,15 @@ def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as undo:
-        if os.environ.get("RAY_ADDRESS"):
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address not in ("", "local"):
+            check_answers(address)
             _prepare_environment(local=False)
             try:
                 ray.init(logging_level=logging.WARNING, log_to_driver=debug)
             except ConnectionError:
                 raise ConfigError(
-                    f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} names no Ray cluster that answers. "
+                    f"RAY_ADDRESS={address} names no Ray cluster that answers. "
                     "Correct it, or unset it to start one here."
                 ) from None
         else:

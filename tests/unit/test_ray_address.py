@@ -1,0 +1,86 @@
+"""An address at which no Ray cluster answers is refused in seconds, in one line."""
+
+import socket
+from collections.abc import Iterator
+from concurrent import futures
+
+import grpc
+import pytest
+
+from rapid_dist.errors import ConfigError
+from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.ray_address import TRIES, check_answers
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+class _HeadNode(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers every question by one status."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        self._status = status
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if self._status is not grpc.StatusCode.OK:
+                context.abort(self._status, "")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.fixture
+def head_node(request: pytest.FixtureRequest) -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(1), [_HeadNode(request.param)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+def _refusal(address: str) -> tuple[str, list[float]]:
+    pauses: list[float] = []
+    with pytest.raises(ConfigError) as caught:
+        check_answers(address, sleep=pauses.append)
+    assert "\n" not in str(caught.value)
+    return str(caught.value), pauses
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_refused_after_a_few_tries(scheme: str) -> None:
+    address = f"{scheme}127.0.0.1:{_free_port()}"
+    said, pauses = _refusal(address)
+    assert said.startswith(f"RAY_ADDRESS={address} names no Ray cluster that answers.")
+    assert len(pauses) == TRIES - 1
+    assert sum(pauses) < 10
+
+
+@pytest.mark.parametrize(
+    "head_node", [grpc.StatusCode.OK, grpc.StatusCode.UNAUTHENTICATED], indirect=True
+)
+def test_a_head_node_that_answers_passes_whether_or_not_it_lets_us_in(head_node: str) -> None:
+    check_answers(head_node)
+
+
+@pytest.mark.parametrize("head_node", [grpc.StatusCode.UNIMPLEMENTED], indirect=True)
+def test_a_server_of_another_kind_is_no_head_node(head_node: str) -> None:
+    assert "names no Ray cluster" in _refusal(head_node)[0]
+    check_answers(f"ray://{head_node}")  # Of Ray's client it is only asked that somebody listens.
+
+
+@pytest.mark.parametrize("address", ["http://10.0.0.5:8265", "10.0.0.5", "head:port", "a b:1"])
+def test_what_is_no_address_of_a_head_node_is_refused_at_once(address: str) -> None:
+    said, pauses = _refusal(address)
+    assert "is not host:port" in said
+    assert pauses == []
+
+
+def test_a_run_is_refused_before_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.5:8265")
+    with pytest.raises(ConfigError, match="is not host:port"), session(Needs(cpus=1)):
+        pass
