@@ -44,6 +44,7 @@ from rapid_dist.privacy.solving import (
 )
 
 MOST_DISAGREEMENT = 0.05  # Between PLD and PRV, in epsilon.
+LEAST_EPSILON = 0.01  # That can be planned for: below it the PLD's grid is too coarse to search on.
 _MOST_GRID_POINTS = 4e6  # Of the PRV's mesh: bounds its time and memory.
 
 
@@ -118,6 +119,11 @@ def plan(config: PrivacyConfig, num_records: int) -> PrivacyPlan:
         raise ConfigError(
             f"expected_batch={config.expected_batch} is more than num_records={num_records}. "
             "Lower expected_batch."
+        )
+    if config.epsilon < LEAST_EPSILON:
+        raise ConfigError(
+            f"epsilon={config.epsilon} is below {LEAST_EPSILON}, where the accountants' own errors "
+            "are as large as the budget. Raise epsilon."
         )
     # The PRV lies above the PLD by its error and a little more: leave room for that.
     target = config.epsilon - 1.4 * _prv_error(config.epsilon)

@@ -115,6 +115,8 @@ def _narrow(
     """Bisects on the logarithm, with interpolated guesses while they serve."""
     low, high = epsilon_of(good), epsilon_of(bad)
     assert low <= target, "A search starts from a value that fits."
+    if high <= target:  # Of a small epsilon a coarse discretisation may think too ill.
+        return bad
     for turn in range(60):
         if target - low <= tolerance:
             break

@@ -13,6 +13,7 @@ from opacus.accountants import GaussianAccountant
 
 from rapid_dist.errors import BudgetError, ConfigError
 from rapid_dist.privacy.accounting import (
+    LEAST_EPSILON,
     Epsilons,
     PrivacyPlan,
     affordable_steps,
@@ -274,6 +275,21 @@ def test_a_wrong_promise_is_refused_in_one_line(changes: dict[str, object], mess
 def test_a_delta_that_allows_publishing_a_record_is_refused() -> None:
     with pytest.raises(ConfigError, match="not below 1 / num_records"):
         plan(PrivacyConfig(epsilon=1.0, delta=1e-3, steps=5), 1_000)
+
+
+def test_a_budget_below_the_accountants_errors_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"epsilon=1e-05 is below 0\.01") as caught:
+        plan(PrivacyConfig(epsilon=1e-5, delta=DELTA, steps=5), 1_000)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prior_share", [0.0, 0.02, 1.0])
+def test_the_least_budget_is_met_whatever_share_of_it_the_prior_has(prior_share: float) -> None:
+    config = PrivacyConfig(
+        epsilon=LEAST_EPSILON, delta=1e-4, expected_batch=256, steps=20, prior_share=prior_share
+    )
+    found = plan(config, 1_432)
+    assert 0.9 * LEAST_EPSILON < found.epsilons.reported <= LEAST_EPSILON
 
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
