@@ -30,7 +30,7 @@ class Claim:
 
     dataset: str
     run: str
-    num_records: int  # Privacy units: groups where the unit is a group.
+    num_units: int  # Records, or groups where the unit is a group.
     relation: str
     unit: str
     unit_name: str  # What one unit is: "record", "patient".
@@ -58,7 +58,7 @@ class Claim:
             unit = f"{unit} with all its images"
         relation = _RELATIONS[self.relation].format(unit=unit)
         return (
-            f"Everything that run {self.run!r} releases of the {self.num_records:,} private "
+            f"Everything that run {self.run!r} releases of the {self.num_units:,} private "
             f"{units} of {self.dataset!r} is ({rounded_up(self.spent.reported)}, "
             f"{self.budget.delta:g})-differentially private under {relation}."
         )
@@ -72,9 +72,10 @@ class Claim:
             self.sentence,
             *([self.unit_note] if self.unit_note else []),
             f"That is {side} the run's budget of epsilon {self.budget.epsilon:g}. The ledger holds "
-            f"{self.num_steps:,} Poisson-sampled Gaussian steps and {self.num_queries:,} Gaussian "
-            f"queries of this run, composed at delta {self.budget.delta:g}: PLD "
-            f"{rounded_up(spent.pld)}, PRV {rounded_up(spent.prv)} (the larger is claimed), "
+            f"{_counted(self.num_steps, 'Poisson-sampled Gaussian step')} and "
+            f"{_counted(self.num_queries, 'Gaussian query', 'Gaussian queries')} of this run, "
+            f"composed at delta {self.budget.delta:g}: PLD {rounded_up(spent.pld)}, "
+            f"PRV {rounded_up(spent.prv)} (the larger is claimed), "
             f"RDP {rounded_up(spent.rdp)} for comparison.",
             f"All runs ever charged to {self.dataset!r} together: epsilon "
             f"{rounded_up(whole.reported)} for one {self.unit_name} at the same delta. "
@@ -94,7 +95,7 @@ class Claim:
 
 def claim(
     config: PrivacyConfig,
-    num_records: int,
+    num_units: int,
     ledger: Ledger,
     run: str,
     *,
@@ -104,6 +105,7 @@ def claim(
     """Returns what the ledger lets one say of a run; epsilon is never taken from its plan.
 
     Args:
+      num_units: the declared N: records, or groups where the unit is a group.
       unit_name: what one unit is; by default the name of its kind.
       unit_note: what has to be said of the unit beside the claim.
     """
@@ -118,7 +120,7 @@ def claim(
     return Claim(
         dataset=ledger.dataset,
         run=run,
-        num_records=num_records,
+        num_units=num_units,
         relation=config.relation,
         unit=config.unit,
         unit_name=unit_name or config.unit,
@@ -158,6 +160,10 @@ def require_charged(plan: PrivacyPlan, ledger: Ledger, run: str) -> None:
             f"Run {run!r} is finished, but the ledger of {ledger.dataset!r} lacks {lacking} of it, "
             "so nothing can be claimed. Bring back the ledger that the run was charged to."
         )
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def rounded_up(epsilon: float) -> str:

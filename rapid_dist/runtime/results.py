@@ -69,7 +69,7 @@ def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str
             "prv": claim.spent.prv,
             "rdp": claim.spent.rdp,
         },
-        "num_records": claim.num_records,
+        "num_units": claim.num_units,
         "steps": claim.num_steps,
         "queries": claim.num_queries,
         "sample_rate": mechanism.sample_rate if mechanism else None,

@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 def test_the_summary_counts_patients_and_names_them(finished: tuple[Path, dict[str, Any]]) -> None:
     privacy = finished[1]["privacy"]
     assert (privacy["unit"], privacy["unit_name"]) == ("group", UNIT)
-    assert privacy["num_records"] == 300
+    assert privacy["num_units"] == 300
     assert privacy["sample_rate"] == pytest.approx(privacy["expected_batch"] / 300)
     assert MADE_UP in privacy["unit_note"]
 

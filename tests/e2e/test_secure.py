@@ -128,7 +128,7 @@ def test_secure_noise_and_patients_go_together(finished: Finished, tmp_path: Pat
     events = _ledger(out, *PATIENTS).events()
     assert [type(event) for event in events] == [DiscreteGaussianEvent] + 4 * [DiscreteDpSgdEvent]
     privacy = summary["privacy"]
-    assert (privacy["unit"], privacy["num_records"]) == ("group", 300)
+    assert (privacy["unit"], privacy["num_units"]) == ("group", 300)
     assert privacy["epsilon"] == epsilons(events, DELTA).reported <= 10
     page = (out / "report.html").read_text()
     assert EXACT in page

@@ -221,6 +221,7 @@ def test_the_claim_states_what_the_ledger_holds() -> None:
     assert "0.0001)-differentially private under replacing any one record" in said.sentence
     assert float(said.sentence.split("is (")[1].split(",")[0]) >= said.spent.reported
     assert any(ledger.head in sentence for sentence in said.sentences)
+    assert "5 Poisson-sampled Gaussian steps and 1 Gaussian query of this run" in said.sentences[1]
 
 
 def test_the_claim_is_for_the_unit_and_names_it() -> None:
@@ -252,6 +253,7 @@ def test_a_run_over_its_budget_is_said_to_be_over_it() -> None:
     keeper.charge_query(GaussianEvent(noise_multiplier=0.9), "counts")
     said = claim(CONFIG, NUM_RECORDS, _ledger(storage), "run-1")
     assert not said.within_budget
+    assert "0 Poisson-sampled Gaussian steps and 1 Gaussian query" in said.sentences[1]
     assert "ABOVE the run's budget" in said.sentences[1]
 
 
