@@ -28,6 +28,7 @@ from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.settings import EvaluationConfig
 from rapid_dist.methods.settings import MethodSettings, SplitConfig
+from rapid_dist.methods.sweep_settings import SweepConfig
 from rapid_dist.privacy.settings import PrivacyConfig
 from rapid_dist.private.contamination import ContaminationConfig
 from rapid_dist.private.settings import TrainConfig
@@ -47,7 +48,7 @@ class _Node(BaseModel):
 class DataConfig(_Node):
     """Which images there are, and on which side of the boundary."""
 
-    root: str | None = None  # Folder that sources with files are looked up in.
+    root: str | None = None  # Folder that sources with files are looked up in: local, or s3://.
     private: PrivateSource
     public: tuple[PublicSource, ...] = Field(min_length=1)
     # Sources that join the references alone. Networks and keys that were made before stay as they
@@ -115,6 +116,7 @@ class Recipe(_Node):
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = SweepConfig()  # Of the command `sweep` alone; no other reads it.
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
     release: ReleaseConfig = ReleaseConfig()
@@ -177,7 +179,7 @@ def method_settings(recipe: Recipe) -> MethodSettings:
     """Returns what the method is told: the recipe without where it runs and is recorded."""
     root = recipe.data.root
     moved: dict[str, Any] = {
-        "data_root": None if root is None else str(Path(root).expanduser().resolve()),
+        "data_root": _absolute(root),
         "private": recipe.data.private,
         "public": recipe.data.public,
         "more_references": recipe.data.more_references,
@@ -189,6 +191,12 @@ def method_settings(recipe: Recipe) -> MethodSettings:
         if field.name not in moved
     }
     return MethodSettings(**moved, **same)
+
+
+def _absolute(root: str | None) -> str | None:
+    if root is None or root.startswith("s3://"):
+        return root
+    return str(Path(root).expanduser().resolve())
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from rapid_dist.data.raw import digit_names
 from rapid_dist.errors import DataError
 
 # Where a named source keeps its files under data.root.
-_FOLDERS = {
+FOLDERS = {
     "celeba": ("celeba",),
     "cifar10": ("CIFAR10", "cifar-10-batches-bin"),
     "cifar100": ("CIFAR100-20k",),
@@ -77,7 +77,7 @@ def check_groups(name: str, groups: Int64Array | None, declared: int) -> None:
 
 
 def check_apart(
-    private: tuple[str, str | None], public: tuple[str, str | None], root: Path | None
+    private: tuple[str, str | None], public: tuple[str, str | None], root: str | Path | None
 ) -> None:
     """Refuses a (source, path) on the public side that shares files with the private one."""
     same = private[0] == public[0] and private[1] is None and public[1] is None
@@ -90,13 +90,17 @@ def check_apart(
         )
 
 
-def _places(source: str, path: str | None, root: Path | None) -> list[str]:
+def _places(source: str, path: str | None, root: str | Path | None) -> list[str]:
     if path is not None:
-        remote = path.startswith("s3://")
-        return [path.rstrip("/") if remote else str(Path(path).expanduser().resolve())]
+        return [_place(path)]
     if root is None:
         return []
-    return [str((root / folder).resolve()) for folder in _FOLDERS.get(source, ())]
+    return [_place(f"{str(root).rstrip('/')}/{folder}") for folder in FOLDERS.get(source, ())]
+
+
+def _place(path: str) -> str:
+    remote = path.startswith("s3://")
+    return path.rstrip("/") if remote else str(Path(path).expanduser().resolve())
 
 
 def _overlap(first: str, second: str) -> bool:

@@ -52,6 +52,7 @@ class PrivateSource:
     num_groups: int | None = None  # Groups in the train part; declared with group_column.
     group_name: str | None = None  # What one group is, in claims: "patient", "clinic".
     value_range: tuple[float, float] = (0.0, 255.0)  # Of an npz's numbers.
+    resize: bool = False  # Of folder and npz: images of another size are cropped and resized.
     invert: bool = False
     margin: float = 0.0
     licence: str = ""  # Of folder and npz; the named sources know theirs.

@@ -34,6 +34,12 @@ def decode_all(contents: Iterable[bytes], request: Request) -> UInt8Array:
                 f"Source {request.source}: the image at position {position} (names sorted, from "
                 f"0) cannot be read ({type(error).__name__}). Replace or remove it."
             ) from None
+        if not (request.resize or pixels.shape[1:] == (request.size, request.size)):
+            raise DataError(
+                f"Source {request.source}: the image at position {position} (names sorted, from "
+                f"0) is not {request.size}x{request.size}. Declare another size, or set resize to "
+                "true: images are then cropped to squares and resized."
+            )
         if alike and (len(alike) == _RUN or alike[0].shape != pixels.shape):
             fitted.append(_fit(alike, request))
             alike = []

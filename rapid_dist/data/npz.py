@@ -88,6 +88,12 @@ def _part(arrays: _Arrays, prefix: str, request: Request) -> Part:
 def _to_bytes(images: npt.NDArray[np.generic], request: Request) -> UInt8Array:
     if images.dtype.kind not in "uifb":
         raise DataError(f"{request.path}: images are {images.dtype}. Store numbers.")
+    side = request.size
+    if not request.resize and images.ndim > 2 and images.shape[-2:] != (side, side):
+        raise DataError(
+            f"{request.path}: images are not {side}x{side}. Declare another size, or set resize to "
+            "true: images are then cropped to squares and resized."
+        )
     return scale_to_bytes(images, request.value_range, request.path or "npz")
 
 

@@ -23,6 +23,7 @@ class Request:
     root: Path | None  # The folder that holds the named sources, each in its own sub-folder.
     size: int
     channels: int
+    resize: bool = True  # Or else another size than the declared is refused, of folder and npz.
     num_classes: int | None = None  # Declared, of a private source.
     path: str | None = None  # Of folder and npz: local, or s3://.
     labels: str = "fine"  # fine, or coarse where a source has two levels.

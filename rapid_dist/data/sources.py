@@ -27,7 +27,7 @@ from rapid_dist.data.images import (
     hash_share,
 )
 from rapid_dist.data.raw import Part, Raw, Request, concatenate
-from rapid_dist.data.readers import read
+from rapid_dist.data.roots import read_below
 from rapid_dist.errors import ConfigError, DataError
 
 __all__ = [
@@ -54,9 +54,10 @@ def load_private(
     made_up = source.group_column == SYNTHETIC
     request = Request(
         source=source.source,
-        root=_folder(root),
+        root=None,
         size=source.size,
         channels=source.channels,
+        resize=source.resize or source.path is None,
         num_classes=source.num_classes,
         path=source.path,
         invert=source.invert,
@@ -65,7 +66,7 @@ def load_private(
         label_column=source.label_column,
         group_column=None if made_up else source.group_column,
     )
-    raw = read(request)
+    raw = read_below(root, request)
     if source.num_classes not in (0, len(raw.class_names)):
         raise DataError(
             f"{source.name}: num_classes={source.num_classes} is declared, source "
@@ -111,7 +112,7 @@ def load_public(
     for source in sources:
         request = Request(
             source=source.source,
-            root=_folder(root),
+            root=None,
             size=size,
             channels=channels,
             path=source.path,
@@ -123,7 +124,7 @@ def load_public(
             value_range=source.value_range,
             label_column=source.label_column,
         )
-        raw = read(request)
+        raw = read_below(root, request)
         part, names = _public_part(raw, source, seed)
         parts.append(Part(images=part.images, labels=part.labels + num_classes))
         licences.append(source.licence or raw.licence)
@@ -155,13 +156,7 @@ def check_disjoint(
 ) -> None:
     """Refuses a public source that is, holds, or lies inside the private one."""
     for source in public:
-        checks.check_apart(
-            (private.source, private.path), (source.source, source.path), _folder(root)
-        )
-
-
-def _folder(root: str | Path | None) -> Path | None:
-    return None if root is None else Path(root).expanduser()
+        checks.check_apart((private.source, private.path), (source.source, source.path), root)
 
 
 def _take(part: Part, indices: Int64Array) -> Part:

@@ -76,6 +76,11 @@ class MobileNetFeatures(nn.Module):
 def open_mobilenet(data_root: Path, device: str = "cpu") -> ModuleExtractor:
     """Returns the extractor in the file below ``data_root``."""
     path = data_root / FILE_NAME
+    if str(data_root).startswith("s3:"):
+        raise ConfigError(
+            "The features 'mobilenet' are read from a local folder, and data.root is in a bucket. "
+            "Use the features 'pixels', or a data.root on every worker's disk."
+        )
     if not path.is_file():
         raise ConfigError(
             f"The features 'mobilenet' need {path}, which is missing. Set data.root to the folder "

@@ -1,8 +1,10 @@
 """A user's own images: folders, zips and npz files, local and on S3."""
 
 import io
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -125,6 +127,32 @@ def test_images_of_any_size_and_colour_come_out_as_declared(tmp_path: Path) -> N
     source = PublicSource(source="folder", path=str(tmp_path))
     assert load_public([source], size=16, channels=3).images.shape == (4, 3, 16, 16)
     assert load_public([source], size=16, channels=1).images.shape == (4, 1, 16, 16)
+
+
+def _folder_of_another_size(root: Path) -> PrivateSource:
+    write_tree(root, {"a": 6, "b": 6})
+    (root / "b" / "003.png").write_bytes(png(picture(99, side=9)))
+    return _folder(root, num_records=9)
+
+
+def _npz_of_another_size(root: Path) -> PrivateSource:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 9), dtype=np.uint8)
+    write_npz(root / "x.npz", images=images)
+    return _npz(root / "x.npz", num_records=40)
+
+
+@pytest.mark.parametrize("write", [_folder_of_another_size, _npz_of_another_size])
+def test_private_images_of_another_size_are_resized_only_if_that_is_said(
+    write: Callable[[Path], PrivateSource], tmp_path: Path
+) -> None:
+    source = write(tmp_path)
+    with pytest.raises(DataError, match=r"not 8x8\. Declare another size, or set resize") as caught:
+        load_private(source)
+    assert "003" not in str(caught.value)
+    resized = replace(source, resize=True, num_records=1)
+    count = _found(resized)
+    train, _ = load_private(replace(resized, num_records=count))
+    assert train.images.shape == (count, 1, 8, 8)
 
 
 def test_a_zip_reads_as_the_folder_it_holds(tmp_path: Path) -> None:
@@ -321,6 +349,47 @@ def test_a_folder_and_an_npz_read_alike_from_s3_and_from_disk(bucket: str, tmp_p
             for base in (tmp_path, f"s3://{bucket}/some")
         )
         assert local.fingerprint == remote.fingerprint
+
+
+def test_a_named_set_reads_alike_from_s3_and_from_disk(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    set_of_it = tmp_path / "root" / "PneumoniaMNIST" / "pneumoniamnist.npz"
+    set_of_it.parent.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (8, 28, 28), dtype=np.uint8)
+    labels = np.arange(8) % 2
+    np.savez(
+        set_of_it,
+        **{f"{part}_images": images for part in ("train", "test")},
+        **{f"{part}_labels": labels for part in ("train", "test")},
+    )
+    key = "sets/PneumoniaMNIST/pneumoniamnist.npz"
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=set_of_it.read_bytes())
+    source = PrivateSource(
+        source="pneumonia", name="pneumonia", num_records=8, num_classes=2, size=28
+    )
+    local, remote = (
+        load_private(source, root)[0] for root in (tmp_path / "root", f"s3://{bucket}/sets")
+    )
+    np.testing.assert_array_equal(local.images, remote.images)
+    np.testing.assert_array_equal(local.labels, remote.labels)
+    assert list(temporary.iterdir()) == []  # Nothing of the copy is left.
+
+
+def test_a_named_set_that_a_bucket_lacks_or_has_torn_is_refused_by_the_buckets_name(
+    bucket: str,
+) -> None:
+    root = f"s3://{bucket}/sets"
+    with pytest.raises(DataError, match=f"mednist is not under data.root={root}"):
+        load_public([PublicSource(source="mednist")], root, size=8, channels=1)
+    boto3.client("s3").put_object(Bucket=bucket, Key="sets/KMNIST-test/kmnist-test.npz", Body=b"x")
+    with pytest.raises(DataError, match=f"{root}/KMNIST-test/kmnist-test.npz cannot be read"):
+        load_public([PublicSource(source="kmnist")], root, size=8, channels=1)
+    letters = load_public([PublicSource(source="letters", count=9)], root, size=8, channels=1)
+    assert len(letters) == 9  # What needs no files asks no bucket.
 
 
 @pytest.mark.parametrize(

@@ -220,4 +220,9 @@ def test_buckets_are_compared_by_prefix() -> None:
     )
     with pytest.raises(DataError, match="shares files"):
         check_disjoint(private, [PublicSource(source="npz", path="s3://b/scans/x.npz")])
+    pneumonia = replace(private, source="pneumonia", path=None)
+    inside = PublicSource(source="npz", path="s3://b/sets/PneumoniaMNIST/pneumoniamnist.npz")
+    with pytest.raises(DataError, match="shares files"):
+        check_disjoint(pneumonia, [inside], "s3://b/sets/")
+    check_disjoint(pneumonia, [inside], "s3://b/other-sets")
     check_disjoint(private, [PublicSource(source="npz", path="s3://b/scans-public/x.npz")])
