@@ -4,13 +4,14 @@ import argparse
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,31 +63,64 @@ def open_embedders(recipe_name: str) -> tuple[Embed, FeaturesOf]:
 
 
 class WatchedTask(ShardTask):
-    """Leaves the number of its process while it is at a shard, for whoever wants to end it."""
+    """Says beside the shards who is at one, for whoever wants to end it, and when each was done."""
 
     def __init__(self, storage_uri: str, images: partial[PublicImages], recipe: str) -> None:
         super().__init__(storage_uri, images, partial(open_embedders, recipe))
-        self._at_work = Path(storage_uri + "-at-work")
+        self._beside = Path(storage_uri + "-beside")
 
     def build(self, plan: ShardPlan) -> ShardRecord:
-        self._at_work.mkdir(parents=True, exist_ok=True)
-        mark = self._at_work / str(os.getpid())
+        self._beside.mkdir(parents=True, exist_ok=True)
+        mark = self._beside / f"{os.getpid()}.at-work"
         mark.touch()
         try:
-            return super().build(plan)
+            record = super().build(plan)
         finally:
             mark.unlink(missing_ok=True)
+        with (self._beside / f"{os.getpid()}.done").open("a") as file:
+            file.write(f"{time.monotonic()}\n")  # One clock for all processes of a machine.
+        return record
+
+    def at_work(self) -> list[int]:
+        """Returns the processes that are at a shard."""
+        return [int(mark.stem) for mark in sorted(self._beside.glob("*.at-work"))]
+
+    def forget(self, process: int) -> None:
+        """Takes a dead process from those at work."""
+        (self._beside / f"{process}.at-work").unlink(missing_ok=True)
+
+    def done(self) -> list[list[float]]:
+        """Returns when shards were done, a list of seconds for every process."""
+        files = sorted(self._beside.glob("*.done"))
+        return [[float(line) for line in file.read_text().split()] for file in files]
+
+
+def steady_rate(done: Sequence[Sequence[float]]) -> float:
+    """Shards a second of all processes, once each of them has finished one.
+
+    Before that one still loads libraries and networks on a core that another computes on; after a
+    process' last shard the others may be at theirs. Neither is counted, and all between is.
+
+    Args:
+      done: when each process finished its shards, ascending, in seconds of one clock.
+    """
+    start = max(times[0] for times in done)
+    rate = 0.0
+    for times in done:
+        counted = [time for time in times if time >= start]
+        if len(counted) > 1:  # Else nothing can be told of it, and nothing is counted.
+            rate += (len(counted) - 1) / (counted[-1] - counted[0])
+    return rate
 
 
 class _Work:
     """Shards of some size, planned once and built wherever it is asked for."""
 
-    def __init__(self, options: argparse.Namespace, num_shards: int) -> None:
+    def __init__(self, options: argparse.Namespace, num_shards: int, images_a_shard: int) -> None:
         recipe = load_recipe(options.recipe)
         self.recipe = options.recipe
-        self.images = partial(
-            reference_images, num_shards * options.images_a_shard, recipe.data.private.size
-        )
+        count, size = num_shards * max(1, images_a_shard), recipe.data.private.size
+        self.images = partial(reference_images, count, size)
         self.reference = self.images()
         self.spec = KnowledgeBaseSpec(
             channels=1, size=self.reference.spec.size, seeds=(0,), query_level=_LEVEL,
@@ -103,91 +137,86 @@ class _Work:
         write_manifest(storage, self.plans, records, self.reference)
 
 
-def _bare_loop(task: WatchedTask, plans: list[ShardPlan], ready: Any, go: Any, done: Any) -> None:
+def _bare_loop(task: WatchedTask, plans: list[ShardPlan]) -> None:
     torch.set_num_threads(1)
-    task.build(plans[0])  # Opens images and networks.
-    ready.release()
-    go.wait()
-    for plan in plans[1:]:
+    for plan in plans:
         task.build(plan)
-    done.release()
 
 
-def _bare_seconds(work: _Work, storage: LocalStorage) -> float:
-    """Two processes with a loop each, without Ray; the first shard of each is not timed."""
-    context = multiprocessing.get_context("spawn")
-    ready, done, go = context.Semaphore(0), context.Semaphore(0), context.Event()
-    halves = [work.plans[half::2] for half in range(2)]
+def _loop_rate(work: _Work, storage: LocalStorage, cores: int) -> float:
+    """Shards a second of a process with a loop on every core, without Ray."""
+    context, task = multiprocessing.get_context("spawn"), work.task(storage)
     processes = [
-        context.Process(target=_bare_loop, args=(work.task(storage), half, ready, go, done))
-        for half in halves
+        context.Process(target=_bare_loop, args=(task, work.plans[one::cores]))
+        for one in range(cores)
     ]
     for process in processes:
         process.start()
-    for _ in processes:
-        ready.acquire()
-    start = time.perf_counter()
-    go.set()
-    for _ in processes:
-        done.acquire()
-    took = time.perf_counter() - start
     for process in processes:
         process.join()
-    return took
+    return steady_rate(task.done())
 
 
-def _pool_seconds(work: _Work, storage: LocalStorage) -> float:
-    """Two actors; timed from the moment when each has finished its first shard."""
-    times: list[float] = []
-    pool = TrajectoryPool(work.task(storage), num_actors=2, place=ActorPlacement(num_cpus=1.0))
-    pool.build(work.plans, lambda done, total: times.append(time.perf_counter()))
-    return times[-1] - times[1]
+def _pool_rate(work: _Work, storage: LocalStorage, cores: int) -> tuple[float, list[ShardRecord]]:
+    """Shards a second of an actor on every core, and their records."""
+    task = work.task(storage)
+    pool = TrajectoryPool(task, num_actors=cores, place=ActorPlacement(num_cpus=1.0))
+    records = pool.build(work.plans)
+    return steady_rate(task.done()), records
 
 
 def throughput(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Trajectories a second of two actors over those of two bare loops."""
-    work = _Work(options, options.shards_built)
-    rates: dict[str, list[float]] = {"pool": [], "loop": []}
-    count = (len(work.plans) - 2) * options.images_a_shard
+    """Trajectories a second of an actor a core over those of a bare loop a core."""
+    work, cores = _Work(options, options.shards_built, options.images_a_shard), options.cores
+    pools, loops = [], []
     for repeat in range(options.repeats):
-        rates["loop"].append(count / _bare_seconds(work, LocalStorage(folder / f"loop-{repeat}")))
-        rates["pool"].append(count / _pool_seconds(work, LocalStorage(folder / f"pool-{repeat}")))
-    pool, loop = median(rates["pool"]), median(rates["loop"])
-    detail = f"{pool:,.0f} against {loop:,.0f} of two processes, {count:,} trajectories"
-    figure = "trajectories/s of 2 actors / bare loops on the same cores"
+        loops.append(_loop_rate(work, LocalStorage(folder / f"loop-{repeat}"), cores))
+        rate, records = _pool_rate(work, LocalStorage(folder / f"pool-{repeat}"), cores)
+        pools.append(rate)
+        for name in ("loop", "pool"):
+            shutil.rmtree(folder / f"{name}-{repeat}")
+    count = len(work.reference) / len(work.plans)  # Of a shard, on average.
+    pool, loop = count * median(pools), count * median(loops)
+    key_bytes = 4 * len(records[0].key_sums)
+    beside = sum(r.num_bytes for r in records) / sum(r.num_entries for r in records) - key_bytes
+    detail = (
+        f"{pool:,.0f} against {loop:,.0f} of {cores} processes; {len(work.plans)} shards of "
+        f"{count:,.0f}, networks of {options.recipe}, starts not counted"
+    )
+    figure = f"trajectories/s of {cores} actors / bare loops on the same cores"
     return [
         row(figure, pool / loop, ">= 0.95", pool / loop >= 0.95, detail,
-            trajectories_per_core_second=pool / 2)
+            trajectories_per_core_second=pool / cores, bytes_beside_keys=beside)
     ]  # fmt: skip
 
 
 def killed_builders(folder: Path, options: argparse.Namespace) -> list[Row]:
     """Builders are killed at random moments until so many are dead; the build goes on."""
-    kills, chance = options.kills - options.kills // 2, random.Random(0)
-    work = _Work(options, max(options.shards_built, 2 * kills))
+    kills, chance = options.kills, random.Random(0)
+    work = _Work(options, max(options.shards_built, 4 * kills), options.images_a_shard // 4)
     alone, storage = LocalStorage(folder / "alone"), LocalStorage(folder / "pool")
+    start = time.perf_counter()
     work.loop(alone)
-    at_work = Path(storage.uri + "-at-work")
+    of_a_shard = (time.perf_counter() - start) / len(work.plans)
+    task = work.task(storage)
     stop, dead = threading.Event(), 0
 
     def kill() -> None:
         nonlocal dead
-        while dead < kills and not stop.wait(chance.uniform(0.02, 0.6)):
-            marks = sorted(at_work.glob("*")) if at_work.is_dir() else []
-            if marks:
-                mark = chance.choice(marks)
+        while dead < kills and not stop.wait(chance.uniform(0.0, of_a_shard)):
+            at_work = task.at_work()
+            if at_work:
+                victim = chance.choice(at_work)
                 try:
-                    os.kill(int(mark.name), signal.SIGKILL)
+                    os.kill(victim, signal.SIGKILL)
                     dead += 1
                 except ProcessLookupError:
                     pass
-                mark.unlink(missing_ok=True)
+                task.forget(victim)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    pool = TrajectoryPool(
-        work.task(storage), place=ActorPlacement(num_cpus=1.0), max_failures=options.kills + 8
-    )
+    pool = TrajectoryPool(task, place=ActorPlacement(num_cpus=1.0), max_failures=kills + 8)
     records = pool.build(work.plans)
     stop.set()
     killer.join()
@@ -201,23 +230,29 @@ def killed_builders(folder: Path, options: argparse.Namespace) -> list[Row]:
 
 def resumed(folder: Path, options: argparse.Namespace) -> list[Row]:
     """A whole process is killed half-way through a build; the same build is then run again."""
-    work, storage = _Work(options, options.shards_built), LocalStorage(folder)
+    work = _Work(options, options.shards_built, options.images_a_shard)
+    storage = LocalStorage(folder / "base")
     process = multiprocessing.get_context("spawn").Process(target=work.loop, args=(storage,))
     process.start()
     while len(storage.list("records/")) < len(work.plans) // 2 and process.is_alive():
         time.sleep(0.01)
     process.kill()
     process.join()
-    finished = {
-        name: (folder / name).stat().st_mtime_ns
-        for name in [*storage.list("shards/"), *storage.list("records/")]
-    }
     kept = len(storage.list("records/"))
-    TrajectoryPool(work.task(storage), place=ActorPlacement(num_cpus=1.0)).build(work.plans)
-    remade = sum((folder / name).stat().st_mtime_ns != at for name, at in finished.items()
-                 if name.startswith("records/"))  # fmt: skip
+    finished = {name: _written(storage, name) for name in storage.list("records/")}
+    pool = TrajectoryPool(work.task(storage), place=ActorPlacement(num_cpus=1.0))
+    write_manifest(storage, work.plans, pool.build(work.plans), work.reference)
+    remade = sum(_written(storage, name) != times for name, times in finished.items())
     detail = f"{kept} of {len(work.plans)} shards were finished when the process was killed"
-    return [row("finished shards remade by a resume", remade, "0", remade == 0, detail)]
+    met = remade == 0 and 0 < kept < len(work.plans)
+    return [row("finished shards remade by a resume", remade, "0", met, detail)]
+
+
+def _written(storage: LocalStorage, name: str) -> tuple[int, int]:
+    """When a record and its shard were written last."""
+    shard = ShardRecord.from_bytes(storage.read(name), name).name
+    root = Path(storage.uri)
+    return (root / name).stat().st_mtime_ns, (root / shard).stat().st_mtime_ns
 
 
 def _contents(storage: LocalStorage) -> dict[str, bytes]:

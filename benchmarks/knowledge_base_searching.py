@@ -1,4 +1,4 @@
-"""Parts of benchmarks/knowledge_base.py: exact answers, speed, memory, inverted lists, a step."""
+"""Parts of benchmarks/knowledge_base.py: exact answers, their speed, memory, and kill -9."""
 
 import argparse
 import os
@@ -14,20 +14,12 @@ from typing import Any
 import faiss
 import numpy as np
 import ray
-import torch
-from noise import open_step
 
-from rapid_dist.config import load_recipe
-from rapid_dist.diffusion.denoiser import Denoiser
-from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.public.build import write_shard
-from rapid_dist.public.contrast import clean_estimate
-from rapid_dist.retrieval.features import ContrastExtractor
-from rapid_dist.retrieval.inverted import InvertedIndex, InvertedShape, Kind, train
+from rapid_dist.retrieval.features import pixel_features
 from rapid_dist.retrieval.manifest import MANIFEST, KnowledgeBaseSpec, Manifest, ShardRecord
 from rapid_dist.retrieval.searcher import read_parts
 from rapid_dist.retrieval.shard import Shard
-from rapid_dist.retrieval.trajectory import unit_images
 from rapid_dist.retrieval.vectors import VectorIndex
 from rapid_dist.runtime.placement import ActorPlacement
 from rapid_dist.runtime.search_pool import SearchPool
@@ -37,7 +29,6 @@ Row = dict[str, Any]
 BATCH = 256
 _LATENT = 16
 _SHARDS = 16
-RERANK = 8  # Candidates a neighbour, where codes only propose.
 
 
 def row(figure: str, value: float, bar: str, met: bool, detail: str, **measured: float) -> Row:
@@ -62,27 +53,37 @@ def surface_keys(count: int, dim: int, seed: int) -> np.ndarray:
     return keys
 
 
-def put_base(folder: Path, keys: np.ndarray, num_shards: int, size: int = 8) -> LocalStorage:
+def put_base(
+    folder: Path,
+    keys: np.ndarray,
+    num_shards: int,
+    *,
+    size: int = 8,
+    channels: int = 1,
+    featured: bool = False,
+) -> LocalStorage:
     """Stores a knowledge base with these keys, one an image of random pixels."""
     storage, rng = LocalStorage(folder), np.random.default_rng(1)
     if storage.exists(MANIFEST):
         return storage
     records = []
     for number, part in enumerate(np.array_split(np.arange(len(keys)), num_shards)):
+        images = rng.integers(0, 256, (len(part), channels, size, size), dtype=np.uint8)
+        features = pixel_features(images) if featured else np.zeros((len(part), 1), np.float32)
         shard = Shard(
-            images=rng.integers(0, 256, (len(part), 1, size, size), dtype=np.uint8),
+            images=images,
             labels=rng.integers(0, 10, len(part)),
             hashes=rng.integers(0, 256, (len(part), 32), dtype=np.uint8),
             seeds=np.zeros(1, np.int64),
             keys=keys[part],
-            features=np.zeros((len(part), 1), np.float32),
+            features=features,
         )
         data = shard.to_bytes()
         records.append(ShardRecord.of(shard, data, f"{number:032d}"))
         write_shard(storage, data, records[-1])
     spec = KnowledgeBaseSpec(
-        channels=1, size=size, seeds=(0,), query_level=1.0, num_shards=num_shards, embed_batch=64,
-        embedder="synthetic", features="none",
+        channels=channels, size=size, seeds=(0,), query_level=1.0, num_shards=num_shards,
+        embed_batch=64, embedder="synthetic", features="pixels" if featured else "none",
     )  # fmt: skip
     storage.write(MANIFEST, Manifest.of(spec, records, "synthetic").to_bytes())
     return storage
@@ -121,13 +122,14 @@ def equal_answers(folder: Path) -> list[Row]:
 
 
 def throughput(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Two actors of one core against one index on two, and against FAISS alone."""
-    storage = _large(folder, options)
+    """As many actors of one core as there are, against one index on all, and FAISS alone."""
+    storage = large_base(folder, options)
     manifest, index = whole_index(storage)
     queries = surface_keys(options.queries, options.dim, seed=2)
     framed = manifest.framed(queries)
     batches = [slice(at, at + BATCH) for at in range(0, len(queries), BATCH)]
-    faiss.omp_set_num_threads(2)
+    cores = options.cores
+    faiss.omp_set_num_threads(cores)
 
     def in_process() -> None:
         for part in batches:
@@ -140,7 +142,7 @@ def throughput(folder: Path, options: argparse.Namespace) -> list[Row]:
             index._index.search(framed[part], 10)
         faiss.cvar.distance_compute_blas_threshold = before
 
-    with SearchPool(storage.uri, num_actors=2, place=place_of()) as pool:
+    with SearchPool(storage.uri, num_actors=cores, place=place_of()) as pool:
 
         def by_pool() -> None:
             pool.search(queries, 10)
@@ -158,10 +160,10 @@ def throughput(folder: Path, options: argparse.Namespace) -> list[Row]:
     shape = f"{options.entries:,} x {options.dim}, batches of {BATCH}"
     return [
         row(
-            "queries/s of 2 shards on 2 cores / one index on them", ratio, ">= 0.9", ratio >= 0.9,
-            f"{rate['pool']:.1f} against {rate['index']:.1f}; {shape}",
-            scores_per_core_second=rate["pool"] * options.entries / 2,
-            stored_bytes_per_entry=sum(r.num_bytes for r in manifest.shards) / options.entries,
+            f"queries/s of {cores} shards on {cores} cores / one index on them", ratio, ">= 0.9",
+            ratio >= 0.9, f"{rate['pool']:.1f} against {rate['index']:.1f}; {shape}",
+            scores_per_core_second=rate["pool"] * options.entries / cores,
+            entries=options.entries, dim=options.dim, cores=cores,
         ),
         row(
             "the same / FAISS alone, by the same kernel", against, ">= 0.9", against >= 0.9,
@@ -172,127 +174,26 @@ def throughput(folder: Path, options: argparse.Namespace) -> list[Row]:
 
 
 def actor_memory(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Anonymous memory of a search actor with its vectors, less that of one with next to none."""
-    storage = _large(folder, options)
-    few = put_base(folder.with_name("few"), surface_keys(64, options.dim, seed=3), 2)
+    """Memory of its own that one actor has with all vectors, nothing taken off."""
+    storage = large_base(folder, options)
+    few = put_base(folder.with_name(f"{folder.name}-few"), surface_keys(64, options.dim, seed=3), 2)
     queries = surface_keys(BATCH, options.dim, seed=2)
 
-    def anonymous(place: LocalStorage) -> tuple[int, int, int]:
-        with SearchPool(place.uri, num_actors=2, place=place_of(0.5)) as pool:
+    def own_memory(place: LocalStorage) -> tuple[int, int, int]:
+        with SearchPool(place.uri, num_actors=1, place=place_of()) as pool:
             pool.search(queries, 10)
-            actor = pool._groups[0][0]
-            status = _memory_status(_process_of(actor))
-            entries = ray.get(actor.open.remote())
-        return status["RssAnon"], status["VmHWM"], entries * options.dim * 4
+            status = _memory_status(_process_of(pool._groups[0][0]))
+            return status["RssAnon"], status["VmHWM"], len(pool) * options.dim * 4
 
-    base, _, _ = anonymous(few)
-    held, highest, vectors = anonymous(storage)
-    ratio = (held - base) / vectors
+    base, _, _ = own_memory(few)
+    held, highest, vectors = own_memory(storage)
+    ratio = held / vectors
     detail = (
-        f"{held / 1e6:,.0f} MB, of which {base / 1e6:,.0f} MB are Python, Ray and FAISS; vectors "
-        f"{vectors / 1e6:,.0f} MB; highest, shared memory included, {highest / 1e6:,.0f} MB"
+        f"{held / 1e6:,.0f} MB after a search, vectors {vectors / 1e6:,.0f} MB; {base / 1e6:,.0f} "
+        f"MB are Python, Ray and FAISS, without them {(held - base) / vectors:.3f}; highest while "
+        f"shards were read, libraries included, {highest / 1e6:,.0f} MB"
     )
     return [row("memory of a search actor / its vectors", ratio, "<= 1.15", ratio <= 1.15, detail)]
-
-
-def inverted_curve(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Recall and speed of inverted lists against flat, over the lists looked into."""
-    storage = _large(folder, options)
-    manifest, flat = whole_index(storage)
-    queries = manifest.framed(surface_keys(options.queries, options.dim, seed=2))
-    rng = np.random.default_rng(0)
-    sample = flat._vectors[np.sort(rng.permutation(len(flat))[: options.train_keys])]
-    curve: list[Row] = []
-    ways: tuple[tuple[Kind, int], ...] = (("ivf_flat", 0), ("ivf_pq", 0), ("ivf_pq", RERANK))
-    for kind, rerank in ways:
-        curve += _curve_of(kind, rerank, sample, storage, manifest, flat, queries, options)
-    good = [point for point in curve if point["recall@10"] >= 0.95]
-    best = max((point["speed_up"] for point in good), default=0.0)
-    detail = f"the fastest of {len(curve)} points with recall@10 >= 0.95; {options.lists:,} lists"
-    figure = "speed-up over flat at recall@10 >= 0.95"
-    return [*curve, row(figure, best, ">= 10", best >= 10, detail, inverted_speed_up=best)]
-
-
-def _curve_of(
-    kind: Kind,
-    rerank: int,
-    sample: np.ndarray,
-    storage: LocalStorage,
-    manifest: Manifest,
-    flat: VectorIndex,
-    queries: np.ndarray,
-    options: argparse.Namespace,
-) -> list[Row]:
-    code_bytes = options.dim // 4
-    start = time.perf_counter()
-    shape = InvertedShape(
-        kind=kind, lists=min(options.lists, len(sample) // 8), code_bytes=code_bytes
-    )
-    trained = train(sample, shape, 0)
-    took = time.perf_counter() - start
-    parts = read_parts(storage, manifest, range(len(manifest.shards)))
-    index = InvertedIndex(trained, 1, parts, rerank=rerank)
-    filled = time.perf_counter() - start - took
-    truth = flat.search(queries, 10)[1]
-    points = []
-    for probes in (1, 2, 4, 8, 16, 32, 64, 128):
-        if probes > shape.lists:
-            break
-        index.probes = probes
-        found = index.search(queries, 10)[1]
-        spent = interleaved(
-            {"flat": lambda: flat.search(queries[:BATCH], 10),
-             "inverted": lambda: index.search(queries[:BATCH], 10)},
-            options.repeats,
-        )  # fmt: skip
-        points.append(
-            {
-                "kind": f"{kind}, re-ranked" if rerank else kind,
-                "probes": probes,
-                "recall@1": float((found[:, 0] == truth[:, 0]).mean()),
-                "recall@10": float(
-                    np.mean([np.isin(t, f).mean() for t, f in zip(truth, found, strict=True)])
-                ),
-                "queries_per_second": BATCH / spent["inverted"],
-                "speed_up": spent["flat"] / spent["inverted"],
-                "train_seconds": took,
-                "fill_seconds": filled,
-            }
-        )
-    return points
-
-
-def share_of_a_step(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """What a search by every record of an expected batch adds to a private step."""
-    recipe = load_recipe(options.recipe)
-    batch, dim = int(recipe.privacy.expected_batch or 0), recipe.contrast.extractor.dim
-    source = recipe.data.private
-    storage = put_base(folder, surface_keys(options.step_entries, dim, seed=1), 8)
-    manifest, index = whole_index(storage)
-    extractor = ContrastExtractor(recipe.contrast.extractor, source.channels, source.size).freeze()
-    denoiser = Denoiser(
-        recipe.network, channels=source.channels, size=source.size,
-        num_classes=source.num_classes, data_std=recipe.schedule.data_std,
-    )  # fmt: skip
-    step = open_step(options.recipe, "fast", SecretKey.generate())
-    level = recipe.schedule.level(recipe.split.query_step)
-    rng = np.random.default_rng(0)
-    shape = (batch, source.channels, source.size, source.size)
-    states = torch.from_numpy(unit_images(rng.integers(0, 256, shape, dtype=np.uint8)))
-    queries = extractor(clean_estimate(denoiser, states, level)).detach().numpy()
-    ways: dict[str, Callable[[], object]] = {
-        "step": lambda: step.noised_gradient(denoiser, 1),
-        "search": lambda: index.search(manifest.framed(queries), 1),
-        "embed": lambda: extractor(clean_estimate(denoiser, states, level)),
-    }
-    spent = interleaved(ways, options.repeats)
-    share = spent["search"] / (spent["step"] + spent["search"])
-    detail = (
-        f"{batch:,} records, {options.step_entries:,} x {dim}: {spent['search']:.3f} s of a step's "
-        f"{spent['step']:.2f} s; making the queries takes {spent['embed']:.2f} s more"
-    )
-    figure = f"retrieval's share of a private step, {options.recipe}"
-    return [row(figure, share, "<= 0.01", share <= 0.01, detail)]
 
 
 def killed_searchers(folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -301,28 +202,34 @@ def killed_searchers(folder: Path, options: argparse.Namespace) -> list[Row]:
     manifest, index = whole_index(storage)
     queries = surface_keys(600, 64, seed=2)
     expected = index.search(manifest.framed(queries), 10)
-    kills, asked, wrong = options.kills // 2, 0, 0
-    chance = random.Random(0)
+    chance, done = random.Random(0), threading.Event()
+    dead = asked = wrong = 0
     place = place_of(0.5)
     with SearchPool(storage.uri, place=place, max_restarts=options.kills + 8) as pool:
-        done = threading.Event()
 
         def kill() -> None:
-            for _ in range(kills):
-                time.sleep(chance.uniform(0.05, 1.0))
-                actor = chance.choice(pool._groups[0])
-                os.kill(_process_of(actor), signal.SIGKILL)
-            done.set()
+            nonlocal dead
+            try:
+                for _ in range(options.kills):
+                    process = _process_of(chance.choice(pool._groups[0]))
+                    time.sleep(chance.uniform(0.0, 1.0))  # Idle, opening or in the midst of it.
+                    os.kill(process, signal.SIGKILL)
+                    dead += 1
+            finally:
+                done.set()
 
         killer = threading.Thread(target=kill)
         killer.start()
-        while not done.is_set():
+        last = False
+        while not last:
+            last = done.is_set()  # Once more after the last death.
             found = pool.search(queries, 10)
             asked += 1
             wrong += not all(np.array_equal(f, e) for f, e in zip(found, expected, strict=True))
         killer.join()
-    detail = f"{kills} kills of a searching actor, {asked} searches of 600 queries, {wrong} differ"
-    return [row("same answers under kill -9", 1 - wrong / max(asked, 1), "1", not wrong, detail)]
+    detail = f"{dead} kills of a searching actor, {asked} searches of 600 queries, {wrong} differ"
+    met = not wrong and dead == options.kills
+    return [row("same answers under kill -9", 1 - wrong / asked, "1", met, detail)]
 
 
 def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -336,7 +243,7 @@ def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[
     return {name: median(times[1:]) for name, times in spent.items()}
 
 
-def _large(folder: Path, options: argparse.Namespace) -> LocalStorage:
+def large_base(folder: Path, options: argparse.Namespace) -> LocalStorage:
     if not (folder / MANIFEST).is_file():
         put_base(folder, surface_keys(options.entries, options.dim, seed=1), _SHARDS)
     return LocalStorage(folder)
