@@ -14,6 +14,7 @@ Shapes: N vectors, Q queries, D dimensions, K neighbors asked for.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -35,6 +36,15 @@ _ANY_SIZE = 1 << 30  # Lets k-means see all vectors it is given instead of a sub
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # Vectors [n, D], ids [n], class labels [n].
 # (queries [Q, D], number) -> rough distances and rows of roughly the nearest, both [Q, number].
 Propose = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Searches(Protocol):
+    """What FAISS' indexes do: the same as ``Propose``."""
+
+    def search(self, queries: np.ndarray, number: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+CopyToGpu = Callable[[Any], Searches]  # Takes FAISS' flat index.
 
 
 class VectorIndex:
@@ -92,21 +102,17 @@ class VectorIndex:
         }
         self._coarse: Propose | None = None
 
-    def to_gpu(self) -> "VectorIndex":
+    def to_gpu(self, copy_to_gpu: CopyToGpu | None = None) -> "VectorIndex":
         """Has a GPU propose the candidates of searches over all classes, and returns the index.
 
         Answers stay what they are to the bit. Needs faiss-gpu in place of faiss-cpu.
+
+        Args:
+          copy_to_gpu: makes the copy that searches; FAISS' own, onto the first GPU, by default.
         """
-        if not has_gpu():
-            raise ConfigError(
-                "The index was asked onto a GPU, but this FAISS sees none. Install faiss-gpu in "
-                "place of faiss-cpu on a node that has one, or give search actors no GPU."
-            )
-        resources = faiss.StandardGpuResources()
-        copy = faiss.index_cpu_to_gpu(resources, 0, self._index)
+        copy = (copy_to_gpu or _faiss_copy)(self._index)
 
         def propose(queries: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-            assert resources is not None  # Held here, for FAISS keeps a bare pointer to it.
             found: tuple[np.ndarray, np.ndarray] = copy.search(queries, number)
             return found
 
@@ -265,6 +271,27 @@ class VectorIndex:
         unit = float(np.finfo(np.float32).eps)
         bound: np.ndarray = (self.dim + 8) * unit * (norms + self._largest_norm) ** 2
         return bound
+
+
+class _OnGpu:
+    """A flat index on the first GPU, with the GPU memory it computes in."""
+
+    def __init__(self, index: Any) -> None:
+        self._resources = faiss.StandardGpuResources()  # FAISS keeps a bare pointer to it.
+        self._copy = faiss.index_cpu_to_gpu(self._resources, 0, index)
+
+    def search(self, queries: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        found: tuple[np.ndarray, np.ndarray] = self._copy.search(queries, number)
+        return found
+
+
+def _faiss_copy(index: Any) -> Searches:
+    if not has_gpu():
+        raise ConfigError(
+            "The index was asked onto a GPU, but this FAISS sees none. Install faiss-gpu in "
+            "place of faiss-cpu on a node that has one, or give search actors no GPU."
+        )
+    return _OnGpu(index)
 
 
 def has_gpu() -> bool:

@@ -123,6 +123,45 @@ def test_proposals_in_coarse_arithmetic_change_no_bit_of_an_answer(spread):
         np.testing.assert_array_equal(found, wanted)
 
 
+class FakeGpu:
+    """Holds FAISS' vectors as a GPU would, and counts what it is asked."""
+
+    def __init__(self, index, keep=None) -> None:
+        self._vectors = index.reconstruct_n(0, index.ntotal)
+        self._rows = np.arange(index.ntotal) if keep is None else keep
+        self.asked = 0
+
+    def search(self, queries, number):
+        self.asked += len(queries)
+        return _coarsely(self._vectors[self._rows], self._rows)(queries, number)
+
+
+def test_a_gpu_proposes_for_all_classes_and_the_cpu_answers_single_ones():
+    vectors, labels = _normal(900, 24), np.arange(900) % 3
+    queries, wanted = _normal(120, 24, 4), np.arange(120) % 3
+    expected = VectorIndex(vectors, np.arange(900), labels)
+    gpus = []
+
+    def copy_to_gpu(flat):
+        gpus.append(FakeGpu(flat))
+        return gpus[0]
+
+    index = VectorIndex(vectors, np.arange(900), labels).to_gpu(copy_to_gpu)
+    for classes in (None, wanted):
+        for found, true in zip(
+            index.search(queries, 5, classes), expected.search(queries, 5, classes), strict=True
+        ):
+            np.testing.assert_array_equal(found, true)
+    assert gpus[0].asked == 120
+
+
+def test_what_a_gpu_proposes_is_what_is_answered_from():
+    vectors, queries = _normal(900, 24), _normal(120, 24, 4)
+    true = VectorIndex(vectors, np.arange(900)).search(queries, 5)[1]
+    half = VectorIndex(vectors, np.arange(900)).to_gpu(lambda i: FakeGpu(i, np.arange(0, 900, 2)))
+    assert (half.search(queries, 5)[1] != true).any()  # Rows that it does not hold are missed.
+
+
 @pytest.mark.skipif(has_gpu(), reason="FAISS sees a GPU here")
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="this FAISS sees none"):
