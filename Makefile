@@ -1,5 +1,6 @@
 # Three commands a newcomer needs: `make demo`, `make test`, `make lint`. All of them make .venv
 # first, once; it is made again only when pyproject.toml or constraints.txt changes.
+# `make services` holds an MLflow server and an S3 server to try things out with.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,9 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: venv demo test lint clean
+SERVICES ?= services
+
+.PHONY: venv demo test lint services services-stop clean
 
 venv: $(STAMP)
 
@@ -37,6 +40,12 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+services: $(STAMP)
+	$(BIN)/python -m rapid_dist.runtime.services --folder $(SERVICES)
+
+services-stop: $(STAMP)
+	$(BIN)/python -m rapid_dist.runtime.services --folder $(SERVICES) --stop
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -27,10 +27,12 @@ from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
+from rapid_dist.runtime.lineage import lineage_of
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress, clock_time
-from rapid_dist.runtime.recording import record_internal, record_results
+from rapid_dist.runtime.recording import record_internal, record_lineage, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
+from rapid_dist.runtime.signals import stop_on_sigterm
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 from rapid_dist.runtime.tracking_place import internal_place, tracking_place
 from rapid_dist.storage import open_storage, require_reachable
@@ -128,6 +130,7 @@ def _run(
         if recipe.runtime.backend == "ray":
             open_things.enter_context(session(needs(recipe.runtime), debug=recipe.runtime.debug))
         progress = open_things.enter_context(progress or Progress())
+        open_things.enter_context(stop_on_sigterm())  # After Ray, which would exit at once.
         tracker = Tracker(place, recipe.tracking.experiment)
         tracked = open_things.enter_context(
             tracker.run(
@@ -153,7 +156,10 @@ def _run(
         summary = _finish(prepared, directory, context, tracked, place.uri)
         internal = Tracker(internal_place(place), f"{recipe.tracking.experiment}-internal")
         record_internal(directory, internal, recipe.name)
-        return summary
+    # When all records are closed: nobody looks again at a directory that has it. Its quality is
+    # internal (P13).
+    directory.write_json("summary.json", summary, private=True)
+    return summary
 
 
 def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirectory) -> None:
@@ -233,7 +239,7 @@ def _finish(
     tracked: TrackedRun,
     tracking_uri: str,
 ) -> dict[str, Any]:
-    """Registers the model, writes the pages and, last of all, the summary."""
+    """Registers the model, writes the pages, and returns the summary."""
     recipe = prepared.recipe
     ledger, claimed = _claim(prepared, directory)
     privacy = results.privacy_figures(recipe, prepared.plan, claimed)
@@ -267,8 +273,8 @@ def _finish(
         context, summary, claimed, curve, quality, price_per_hour=recipe.runtime.price_per_hour
     )
     entries = results.ledger_of(ledger, directory.run)
+    record_lineage(directory, tracked, lineage_of(context, ledger, directory.run), registry)
     record_results(directory, tracked, summary, spent, entries)
-    directory.write_json("summary.json", summary, private=True)  # Its quality is internal (P13).
     return summary
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from rapid_dist.privacy.spend import Spend
 from rapid_dist.runtime.figures import METRICS
+from rapid_dist.runtime.lineage import LINEAGE, lineage_bytes, lineage_tags
 from rapid_dist.runtime.results import SPEND
 from rapid_dist.runtime.run_directory import RunDirectory
-from rapid_dist.runtime.tracking import TrackedRun, Tracker
+from rapid_dist.runtime.tracking import DatasetUsed, TrackedRun, Tracker
 
 
 def record_results(
@@ -42,6 +43,37 @@ def record_results(
     files["summary.json"] = json.dumps(public, indent=2).encode()
     files["ledger.json"] = json.dumps(entries, indent=1).encode()
     _log_files(tracked, files)
+
+
+def record_lineage(
+    directory: RunDirectory,
+    tracked: TrackedRun,
+    lineage: dict[str, Any],
+    registry: dict[str, Any],
+) -> None:
+    """Links the run, and the model it has registered, to what they were made of."""
+    content, tags = lineage_bytes(lineage), lineage_tags(lineage)
+    directory.storage.write(LINEAGE, content)
+    _log_files(tracked, {LINEAGE: content})
+    tracked.set_tags(tags)
+    inputs = [
+        DatasetUsed(name=source["source"], digest=source["settings"], source=source, use="public")
+        for source in lineage["public"]
+    ]
+    base = lineage["knowledge_base"]
+    if base:
+        told = {key: base[key] for key in ("folder", "images", "entries", "references")}
+        inputs.append(
+            DatasetUsed(
+                name=base["folder"], digest=base["manifest"], source=told, use="knowledge base"
+            )
+        )
+    # Of the private data its name, and no hash.
+    name = lineage["private"]["name"]
+    inputs.append(DatasetUsed(name=name, digest="none", source={}, use="private"))
+    tracked.log_datasets(inputs)
+    if registry:
+        tracked.tag_model_version(registry["name"], str(registry["version"]), tags)
 
 
 def record_internal(directory: RunDirectory, tracker: Tracker, name: str) -> None:

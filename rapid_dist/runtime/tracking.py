@@ -9,6 +9,7 @@ waits for the server; settings, files and states are sent at once.
 """
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from rapid_dist.errors import RapidError
@@ -31,6 +32,7 @@ from rapid_dist.runtime.tracking_place import Place
 
 MOST_METRICS = 1000  # MLflow's own limits of one batch.
 MOST_PARAMS = 100
+MOST_DIGEST = 36
 MOST_CHARACTERS = 500  # Of a parameter; older servers take no more.
 OUT_TAG = "rapid_dist.out"
 KEY_TAG = "rapid_dist.key"
@@ -86,6 +88,16 @@ class _Server:
         for run in self.find((PARENT_TAG, run_id), running=True):
             self.close_below(run.info.run_id)
             self.client.set_terminated(run.info.run_id, "KILLED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetUsed:
+    """A data set as MLflow shows it beside a run."""
+
+    name: str
+    digest: str
+    source: Mapping[str, Any]
+    use: str  # public, private, knowledge base.
 
 
 class Tracker:
@@ -201,6 +213,27 @@ class TrackedRun:
         for name, value in tags.items():
             self._server.client.set_tag(self.run_id, name, value)
 
+    def log_datasets(self, used: Sequence[DatasetUsed]) -> None:
+        """Records which data sets the run has used; nothing of their content is read."""
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=one.name,
+                    digest=one.digest[:MOST_DIGEST],
+                    source_type=one.use,
+                    source=json.dumps(one.source),
+                ),
+                tags=[InputTag("mlflow.data.context", one.use)],
+            )
+            for one in used
+        ]
+        self._server.client.log_inputs(self.run_id, inputs)
+
+    def tag_model_version(self, name: str, version: str, tags: Mapping[str, str]) -> None:
+        """Tags a registered model version of this server."""
+        for tag, value in tags.items():
+            self._server.client.set_model_version_tag(name, version, tag, value)
+
 
 @contextlib.contextmanager
 def child_run(
@@ -226,6 +259,7 @@ def _connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):  # They tell of every table of a new database.
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # Stdout is ours.
     if uri.startswith(("http://", "https://")):
         _ask(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
