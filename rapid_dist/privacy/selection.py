@@ -53,7 +53,12 @@ from rapid_dist.privacy.pld import pooled
 Promise = Literal["public_proxy", "per_trial", "repeat_and_select"]
 RunsKind = Literal["geometric", "logarithmic", "poisson"]
 
-ORDERS = (1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, *range(4, 64), 80, 96, 128, 192, 256, 512, 1024)
+ORDERS = (
+    1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+    20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42,
+    43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 80, 96,
+    128, 192, 256, 512, 1024,
+)  # fmt: skip
 _SHAPES: dict[RunsKind, float] = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
 _MOST_RUNS = 10_000  # Of the mean: nobody trains so many.
 _LEAST_CHANCE = 1e-15  # Of a number of runs: below it rounding decides.
