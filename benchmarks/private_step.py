@@ -8,18 +8,15 @@ their ratio to ``plain``, which is measured with every piece. ``difference`` is 
 
 On a busy CPU ``--clock processor`` counts the time that this process had a core for.
 
-Memory on a CPU is the resident set at its highest in a process of its own, less what Python and
-its libraries take before the network is built; on CUDA it is the allocator's peak. Both hold
-weights, rows, activations and gradients.
+Memory is what torch allocated at its highest: weights, rows, activations and gradients. On a CPU
+the resident set is larger, by what the C library keeps of freed blocks.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +25,10 @@ import torch
 from networks import Network, networks
 from output import RESULTS, merged, table, write_json
 from step_ways import WAYS, Call, Case
+from torch.profiler import ProfilerActivity, profile
 
 from rapid_dist.diffusion.compute import precision_on
-from rapid_dist.private.memory import keep_freed_memory, random_rows
+from rapid_dist.private.memory import keep_freed_memory, peak_bytes, random_rows
 
 DRAWS = (1, 4, 16)
 COLUMNS = [
@@ -61,49 +59,23 @@ def seconds_of(call: Call, options: argparse.Namespace) -> tuple[float, torch.Te
     return clock() - start, result
 
 
-def peak_on_cuda(case: Case, call: Call) -> int:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
+def peak_of(case: Case, call: Call) -> int:
+    """Returns the bytes of weights, rows, and all that torch allocated beside them at its peak."""
     weights = sum(p.numel() * p.element_size() for p in case.denoiser.parameters())
-    rows = 2 * case.rows.noised.nbytes
-    return torch.cuda.max_memory_allocated() - before + weights + rows
+    return _allocated(call, case.rows.noised.device) + weights + 2 * case.rows.noised.nbytes
 
 
-def peak_in_own_process(piece: str, options: argparse.Namespace) -> int | None:
-    """Returns the bytes that a fresh process saw for one way, or None if it was killed."""
-    command = [sys.executable, __file__, "--peak", piece, "--precision", options.precision]
-    command += ["--small"] if options.small else []
-    command += ["--records", str(options.records)] if options.records else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
-
-
-def peak_here(piece: str, options: argparse.Namespace) -> int:
-    """Runs one way once and returns how far the resident set rose above the bare process."""
-    name, way, draws = piece.split("/")
-    network = _network(name, options)
-    _warm_up(options)
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # Resets the highest resident set.
-    case = open_case(network, int(draws), _records(network, int(draws), options), options)
-    WAYS[way](case)()
-    return _resident("VmHWM") - before
-
-
-def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}.")
-
-
-def _warm_up(options: argparse.Namespace) -> None:
-    """Loads what libraries load on their first call, on a network that takes no memory."""
-    small = networks()["digits"].small()
-    for make in WAYS.values():
-        make(open_case(small, 1, 2, options))()
+def _allocated(call: Call, device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return peak_bytes(call, device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    found: Any = profiler.profiler
+    events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    highest: int = max(accumulate(event.nbytes() for event in events))
+    return highest
 
 
 def _network(name: str, options: argparse.Namespace) -> Network:
@@ -126,7 +98,7 @@ def measure(
     calls = {way: WAYS[way](case) for way, case in cases.items()}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     results: dict[str, torch.Tensor] = {}
-    peaks: dict[str, int | None] = {}
+    peaks: dict[str, int] = {}
     failed: dict[str, str] = {}
     for repeat in range(options.repeats + 1):  # The first warms up.
         for way in [way for way in ways if way not in failed]:
@@ -134,16 +106,14 @@ def measure(
                 break
             try:
                 took, results[way] = seconds_of(calls[way], options)
-                if repeat == 0 and options.device == "cuda":
-                    peaks[way] = peak_on_cuda(cases[way], calls[way])
+                if repeat == 0 and options.memory:
+                    peaks[way] = peak_of(cases[way], calls[way])
             except torch.OutOfMemoryError:
                 failed[way] = "out of memory"
                 torch.cuda.empty_cache()
                 continue
             if repeat:
                 seconds[way].append(took)
-    if options.device == "cpu" and options.memory:
-        peaks = {way: peak_in_own_process(f"{name}/{way}/{draws}", options) for way in ways}
     rows = []
     for way in ways:
         row: dict[str, Any] = {
@@ -202,7 +172,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="beside other work")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--out", type=Path, default=RESULTS / "private_step.json")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     return parser
 
 
@@ -225,9 +194,6 @@ def main() -> None:
     options = arguments().parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # As training does.
-    if options.peak:
-        print(json.dumps(peak_here(options.peak, options)))
-        return
     print(table(run(options), COLUMNS))
 
 

@@ -71,9 +71,11 @@ def _captured(
         inputs = args[0].detach() if "weight" in watched[layer] else output.new_empty(0)
         if inputs.is_floating_point():
             inputs = inputs.to(output.dtype)  # What autocast gave the layer.
+        held = [inputs]  # Until its gradient is made: the graph keeps hooks to the end of the pass.
+        del inputs
 
         def collect(grads: torch.Tensor) -> None:
-            found = GRADIENTS[type(layer)](layer, inputs, grads.detach(), draws, watched[layer])
+            found = GRADIENTS[type(layer)](layer, held.pop(), grads.detach(), draws, watched[layer])
             for name in watched[layer]:
                 add(getattr(layer, name), found[name])
 
