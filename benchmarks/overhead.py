@@ -2,9 +2,10 @@
 
     python benchmarks/overhead.py
 
-``share`` is that of everything else in a step: the Poisson draw, the records' draws, ledger,
-all-reduce and noise. ``bytes / P`` is what one worker hands to the all-reduce in a step, over the
-number of trained values: 4 is one vector of float32, of which a ring sends less than twice.
+``share`` is that of everything else in a step: the records' draws, all-reduce, noise, and waiting
+for ledger or batch, which threads look after beside the sum. ``bytes / P`` is what one worker hands
+to the all-reduce in a step, over the number of trained values: 4 is one vector of float32, of which
+a ring sends less than twice.
 """
 
 import argparse
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from output import RESULTS, table, write_json
-from step_parts import OVERHEAD, PARTS, Setting, interleaved, with_workers
+from step_parts import BESIDE, OVERHEAD, PARTS, Setting, interleaved, with_workers
 
 COLUMNS = [
-    "network", "K", "workers", "threads", "step seconds", *PARTS, "share", "rows per second",
-    "bytes / P",
+    "network", "K", "workers", "threads", "step seconds", *PARTS, "share", *BESIDE,
+    "rows per second", "bytes / P",
 ]  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def row_of(setting: Setting, found: dict[str, float]) -> dict[str, Any]:
         "workers": setting.workers,
         "threads": setting.threads,
         "step seconds": found["step"],
-        **{part: found[part] for part in PARTS},
+        **{part: found[part] for part in (*PARTS, *BESIDE)},
         "share": sum(found[part] for part in OVERHEAD) / found["step"],
         "rows per second": round(found["rows per second"]),
         "bytes / P": found["reduced bytes"] / found["values"],

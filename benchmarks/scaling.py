@@ -5,13 +5,15 @@
 Workers are processes of one thread that meet over Gloo and share this machine's cores: with more
 workers than cores the efficiency is that of the cores, not of the software. The model is
 
-    step(W) = rows(W) c  +  2 (W - 1)/W 4P / b + (W - 1) l  +  P n  +  a
+    step(W) = rows(W) c + [P n - rows(W) c] + [a - rows(W) c] + 2 (W - 1)/W 4P / b + (W - 1) l
 
 with W workers, P trained values, b bytes and l latency of a link in a ring, n the noise of a value
 (made whole by every worker), a the ledger's append (rank 0's, nobody releases before it), c the
-compute of a row, and rows(W) what the fullest slice of a Poisson draw is padded to. c, n and a are
-measured here, b and l are fitted to the runs with several workers, and for GPUs they are assumed;
-``--gpu`` names a result of benchmarks/gpu for c.
+compute of a row, rows(W) what the fullest slice of a Poisson draw is padded to, and [x] nothing
+where x is negative: noise is drawn and the ledger written while gradients are made. Where no core
+is free for it the noise counts in full. c, n and a are measured here, b and l are fitted to the
+runs with several workers, and for GPUs they are assumed; ``--gpu`` names a result of benchmarks/gpu
+for c.
 """
 
 import argparse
@@ -39,14 +41,19 @@ class Costs:
     latency: float  # Of a message.
     values: float  # P
 
-    def step(self, workers: int, batch: int, draws: int, micro_batch: int) -> dict[str, float]:
-        """Returns the seconds of one step by part."""
+    def step(
+        self, workers: int, batch: int, draws: int, micro_batch: int, cores: float = math.inf
+    ) -> dict[str, float]:
+        """Returns the seconds of one step by part, on as many cores or devices as workers have."""
+        at_once = max(1.0, workers / cores)  # Workers to a core.
+        compute = padded_records(batch, workers, micro_batch) * draws * self.row * at_once
+        noise = self.values * self.noise * at_once
         ring = 2 * (workers - 1) / workers * 4 * self.values / self.bandwidth
         return {
-            "compute": padded_records(batch, workers, micro_batch) * draws * self.row,
+            "compute": compute,
             "reduce": ring + (workers - 1) * self.latency,
-            "noise": self.values * self.noise,
-            "charge": self.append,
+            "noise": max(0.0, noise - compute) if workers < cores else noise,
+            "charge": max(0.0, self.append - compute),
         }
 
 
@@ -74,8 +81,8 @@ def fitted(found: dict[int, dict[str, float]], setting: Setting) -> Costs:
         per_byte, latency = float((matrix[:, 0] @ seconds) / (matrix[:, 0] @ matrix[:, 0])), 0.0
     return Costs(
         row=one["compute"] / (records * setting.draws),
-        noise=one["noise"] / one["values"],
-        append=one["charge"],
+        noise=one["noise alone"] / one["values"],
+        append=one["charge beside"],
         bandwidth=1 / per_byte,
         latency=float(latency),
         values=one["values"],
@@ -87,9 +94,7 @@ def measured_rows(
 ) -> list[dict[str, Any]]:
     rows = []
     for workers, figures in found.items():
-        at_once = max(1.0, workers / cores)  # Workers to a core.
-        model = costs.step(workers, setting.batch, setting.draws, setting.micro_batch)
-        model |= {"compute": model["compute"] * at_once, "noise": model["noise"] * at_once}
+        model = costs.step(workers, setting.batch, setting.draws, setting.micro_batch, cores)
         ideal = found[1]["rows per second"] * min(workers, cores)
         rows.append(
             {
@@ -100,28 +105,23 @@ def measured_rows(
                 "model": sum(model.values()),
                 "reduce": figures["reduce"],
                 "noise": figures["noise"],
-                "charge": figures["charge"],
+                "wait": figures["wait"],
             }
         )
     return rows
 
 
-def predicted_rows(
-    costs: Costs, options: argparse.Namespace, overlapped: bool
-) -> list[dict[str, Any]]:
-    """What a cluster of GPUs would do; ``overlapped``: noise is drawn while gradients are made."""
+def predicted_rows(costs: Costs, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a cluster of GPUs would do."""
     rows, base = [], 0.0
     for workers in (1, *GPU_WORKERS):
         parts = costs.step(workers, options.gpu_batch, options.gpu_draws, options.gpu_micro_batch)
-        if overlapped:
-            parts["noise"] = max(0.0, parts["noise"] - parts["compute"])
         seconds = sum(parts.values())
         speed = options.gpu_batch * options.gpu_draws / seconds
         base = base or speed
         rows.append(
             {
                 "workers": workers,
-                "noise": "overlapped" if overlapped else "after the sum",
                 "step seconds": seconds,
                 "rows per second": round(speed),
                 "efficiency": speed / (workers * base),
@@ -143,18 +143,12 @@ def plot(path: Path, measured: list[dict[str, Any]], predicted: list[dict[str, A
     left.plot(workers, [row["model"] for row in measured], "x--", label="model")
     left.set(xlabel="workers of one thread, this machine", ylabel="seconds a step", ylim=(0, None))
     left.set_xticks(workers)
-    for kind in ("after the sum", "overlapped"):
-        rows = [row for row in predicted if row["noise"] == kind]
-        right.plot(
-            [row["workers"] for row in rows],
-            [row["efficiency"] for row in rows],
-            "o-",
-            label=f"noise {kind}",
-        )
+    right.plot(
+        [row["workers"] for row in predicted], [row["efficiency"] for row in predicted], "o-"
+    )
     right.set_xscale("log", base=2)
     right.set(xlabel="GPUs (predicted)", ylabel="efficiency", ylim=(0, 1.05))
     left.legend()
-    right.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120, metadata={"Software": None})
     print(f"written: {path}")
@@ -214,9 +208,7 @@ def main() -> None:
     costs = fitted(found, setting)
     measured = measured_rows(found, costs, setting, options.cores)
     on_gpus = gpu_costs(costs, options)
-    predicted = [
-        row for kind in (False, True) for row in predicted_rows(on_gpus, options, overlapped=kind)
-    ]
+    predicted = predicted_rows(on_gpus, options)
     worst = max(abs(math.log(row["model"] / row["step seconds"])) for row in measured)
     print(table(measured, list(measured[0])))
     print(f"\nThe model is off by a factor of {math.exp(worst):.2f} at most.\n")

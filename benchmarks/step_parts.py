@@ -1,17 +1,21 @@
 """Whole steps of private training, taken apart: the real loop with a clock around every part.
 
 One worker runs in this process; several are processes that meet over Gloo, as on a cluster. The
-ledger is a real one, on disk. What the clock sees, a part: ``batch`` the Poisson draw, ``rows`` the
-records' draws, ``compute`` forward, backward, clip and sum, ``charge`` the ledger, ``reduce`` the
-all-reduce, ``noise`` the rest of the noised step, ``update`` optimizer and average.
+ledger is a real one, on disk. What the clock sees, a part: ``rows`` the records' draws, ``compute``
+forward, backward, clip and sum, ``reduce`` the all-reduce, ``noise`` its addition and any wait for
+it, ``wait`` the rest of the noised step, with any wait for ledger and batch, ``update`` optimizer
+and average. Threads meanwhile draw the noise and the next batch, and charge: what these take by
+themselves is ``noise alone``, ``batch beside`` and ``charge beside``.
 """
 
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,10 +29,12 @@ from rapid_dist.collective import Collective, SingleProcess, TorchCollective
 from rapid_dist.data.images import ImageSpec, PrivateImages
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.compute import Precision
+from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdConfig, NoiseKind
+from rapid_dist.privacy.noise import new_noise
 from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.loop import train_private
@@ -38,7 +44,8 @@ from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import PrivateStep
 from rapid_dist.storage import open_storage
 
-PARTS = ("batch", "rows", "compute", "charge", "reduce", "noise", "update")
+PARTS = ("rows", "compute", "reduce", "noise", "wait", "update")
+BESIDE = ("noise alone", "batch beside", "charge beside")
 OVERHEAD = tuple(part for part in PARTS if part not in ("compute", "update"))
 
 
@@ -63,7 +70,8 @@ class Clock:
     """Seconds of every part of every step, and bytes that went over the network."""
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self._device, self._thread = device, threading.get_ident()
+        self.beside: dict[str, list[float]] = defaultdict(list)
         self.seconds: list[dict[str, float]] = []
         self.bytes: list[int] = []
         self.begin()
@@ -80,6 +88,11 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Any:
+        if threading.get_ident() != self._thread:
+            start = time.perf_counter()
+            yield
+            self.beside[f"{name} beside"].append(time.perf_counter() - start)
+            return
         start = self.now()
         yield
         self.seconds[-1][name] += self.now() - start
@@ -148,11 +161,17 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
         mode="late", multiplicity=setting.draws, micro_batch=setting.micro_batch,
         trainable=network.trainable, precision=setting.precision, checkpoint_every=10**6,
     )  # fmt: skip
-    draws: Any = DrawMaker(
+    clock = Clock(setting.device)
+
+    class Draws(DrawMaker):
+        def rows(self, *args: Any) -> Rows:
+            with clock.part("rows"):
+                return super().rows(*args)
+
+    draws = Draws(
         images=images, config=config, schedule=ScheduleConfig(), split_step=450,
         no_label=network.num_classes, label_drop=0.1, find_references=None,
     )  # fmt: skip
-    clock = Clock(setting.device)
 
     def engine(*args: Any) -> torch.Tensor:
         with clock.part("compute"):
@@ -160,15 +179,19 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
 
     class Sampler(PoissonSampler):
         def batch(self, step: int) -> np.ndarray:
-            with clock.part("batch"):
+            with clock.part("wait" if step == 0 else "batch"):
                 return super().batch(step)
 
     class Step(PrivateStep):
+        @cached_property
+        def noise(self) -> Any:
+            return _Watched(super().noise, clock, {"release": "noise"})
+
         def noised_gradient(self, denoiser: Any, step: int) -> torch.Tensor:
             clock.begin()
             flat = super().noised_gradient(denoiser, step)
             took = clock.now() - clock.started
-            clock.seconds[-1]["noise"] = took - sum(clock.seconds[-1].values())
+            clock.seconds[-1]["wait"] += took - sum(clock.seconds[-1].values())
             return flat
 
     def on_step(metrics: dict[str, float]) -> None:
@@ -176,12 +199,11 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
         clock.seconds[-1]["update"] = took - sum(clock.seconds[-1].values())
 
     keeper: Any = _Keeper(Ledger.open(str(folder / "ledger"), "random"), mechanism)
-    watched_draws: Any = _Watched(draws, clock, {"rows": "rows"})
     watched_keeper: Any = _Watched(keeper, clock, {"charge": "charge"})
     watched: Any = _Watched(collective, clock, {"sum_": "reduce"})
     train_private(
         denoiser,
-        watched_draws,
+        draws,
         mechanism,
         collective=watched,
         keeper=watched_keeper,
@@ -197,11 +219,27 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
     step_seconds = median(sum(step.values()) for step in measured)
     return {
         **parts,
+        "noise alone": _noise_alone(mechanism, flat_size(denoiser), setting.device),
+        **{name: median(clock.beside[name] or [0.0]) for name in BESIDE[1:]},
         "step": step_seconds,
         "rows per second": setting.batch * setting.draws / step_seconds,
         "reduced bytes": max(clock.bytes),
         "values": flat_size(denoiser),
     }
+
+
+def _noise_alone(mechanism: DpSgdConfig, size: int, device: str) -> float:
+    """The seconds of drawing one step's noise with nothing beside it."""
+    key = SecretKey.generate()
+    noise = new_noise(mechanism.noise, mechanism.max_grad_norm, 1.0, key, attempt=1)
+    took = []
+    for step in range(3):
+        dtype = torch.float32 if noise.units is None else torch.int64
+        total = torch.zeros(size, dtype=dtype, device=device)
+        start = time.perf_counter()
+        noise.release(total, step)
+        took.append(time.perf_counter() - start)
+    return median(took)
 
 
 def run(setting: Setting) -> dict[str, Any]:
