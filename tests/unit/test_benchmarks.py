@@ -74,3 +74,16 @@ def test_a_new_row_takes_the_place_of_that_of_its_name(tmp_path: Path) -> None:
     found = output.merged(path, [{"way": "ours", "K": 1, "seconds": 3.0}], ("way", "K"))
     assert [row["seconds"] for row in found] == [1.0, 3.0]
     assert output.merged(tmp_path / "none.json", old, ("way", "K")) == old
+
+
+def test_the_clocked_loop_is_the_real_one_and_its_parts_fill_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    parts = _benchmark("step_parts")
+    found = parts.run(
+        parts.Setting(network="digits", small=True, batch=8, micro_batch=4, steps=2, draws=2)
+    )
+    assert sum(found[part] for part in parts.PARTS) == pytest.approx(found["step"], rel=0.5)
+    assert found["reduced bytes"] == 4 * found["values"]
+    assert min(found[part] for part in ("compute", "rows", *parts.BESIDE)) > 0
