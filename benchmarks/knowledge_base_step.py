@@ -67,15 +67,23 @@ def share_of_a_step(folder: Path, options: argparse.Namespace) -> list[Row]:
     step = open_step(options.recipe, "fast", SecretKey.generate())
     level = settings.schedule.level(settings.split.query_step)
     streams = [np.random.default_rng(record) for record in range(batch)]
+    pieces = [slice(at, at + _piece(settings)) for at in range(0, batch, _piece(settings))]
+    records = np.arange(batch)
+
+    @torch.no_grad()
+    def embed() -> None:
+        for piece in pieces:
+            extractor(clean_estimate(denoiser, clean[piece], level))
+
     ways: dict[str, Callable[[], object]] = {
         "step": lambda: step.noised_gradient(denoiser, 1),
-        "cluster": lambda: by_cluster(np.arange(batch), clean, streams),
-        "flat": lambda: flat.search(queries, 1),
-        "inverted": lambda: inverted.search(queries, 1),
-        "embed": torch.no_grad()(lambda: extractor(clean_estimate(denoiser, clean, level))),
+        "cluster": lambda: [by_cluster(records[p], clean[p], streams[p]) for p in pieces],
+        "flat": lambda: [flat.search(queries[p], 1) for p in pieces],
+        "inverted": lambda: [inverted.search(queries[p], 1) for p in pieces],
+        "embed": embed,
     }
     spent = interleaved(ways, options.repeats)
-    shape = f"{batch:,} records, {options.step_entries:,} x {dim}"
+    shape = f"{batch:,} records by {_piece(settings)}, {options.step_entries:,} x {dim}"
     told = {
         "cluster": f"by cluster, as the recipe does: {shape}; once a run, for "
         f"{len(images):,} records and all entries, {prepared:.0f} s",
@@ -91,6 +99,11 @@ def share_of_a_step(folder: Path, options: argparse.Namespace) -> list[Row]:
         met = share <= BAR
         rows.append(row(figure, share, f"<= {BAR}", met, f"{detail}; {seconds}"))
     return rows
+
+
+def _piece(settings: MethodSettings) -> int:
+    """Records that training makes rows of at once."""
+    return settings.train.micro_batch or 64
 
 
 def _settings(options: argparse.Namespace) -> MethodSettings:
