@@ -20,8 +20,17 @@ from rapid_dist.storage import open_storage
 _ROWS_AT_ONCE = 1024  # Images between two reports of progress.
 
 
-def open_centroids(settings: MethodSettings, public_uri: str, base: KnowledgeBase) -> np.ndarray:
-    """Returns the clusters' centroids, made from public features once and then read."""
+def open_centroids(
+    settings: MethodSettings,
+    public_uri: str,
+    base: KnowledgeBase,
+    say: Callable[[dict[str, float]], None] = lambda figures: None,
+) -> np.ndarray:
+    """Returns the clusters' centroids, made from public features once and then read.
+
+    Args:
+      say: is told how many iterations are done, where there are any to make.
+    """
     config = settings.knowledge_base
     identity = artifacts.fingerprint(
         artifacts.knowledge_base_name(settings),
@@ -33,7 +42,12 @@ def open_centroids(settings: MethodSettings, public_uri: str, base: KnowledgeBas
     if not storage.exists(name):
         rows = np.random.default_rng(settings.seed).permutation(len(base.features))
         fitted = base.features[np.sort(rows[: config.kmeans_images])]
-        found = fit_kmeans(fitted, config.clusters, settings.seed, config.kmeans_iterations)
+        steps = config.kmeans_iterations
+
+        def on_iteration(done: int) -> None:
+            say({"step": done, "steps": steps})
+
+        found = fit_kmeans(fitted, config.clusters, settings.seed, steps, on_iteration)
         storage.write(name, pack_arrays({"centroids": found}))
     return unpack_arrays(storage.read(name), name)["centroids"]
 

@@ -61,9 +61,8 @@ def run_prior(context: RunContext) -> None:
         return
     images, _ = load_private(settings.private, settings.data_root)
     base = open_knowledge_base(settings, context.public.uri)
-    context.report("clusters", {"step": 0, "steps": 1})
-    centroids = open_centroids(settings, context.public.uri, base)
-    context.report("clusters", {"step": 1, "steps": 1})
+    say = partial(context.report, "clusters")
+    centroids = open_centroids(settings, context.public.uri, base, say)
     clusters, entries = assign_clusters(
         settings, context.public.uri, images, base, partial(context.report, "prior")
     )

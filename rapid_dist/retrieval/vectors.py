@@ -306,27 +306,44 @@ def _not_indexable(shape: tuple[int, ...]) -> str:
     )
 
 
-def fit_kmeans(vectors: np.ndarray, clusters: int, seed: int, iterations: int = 20) -> np.ndarray:
+def fit_kmeans(
+    vectors: np.ndarray,
+    clusters: int,
+    seed: int,
+    iterations: int = 20,
+    on_iteration: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
     """Returns float32 [clusters, D] centroids of float32 [N, D] vectors.
 
     A pure function of its arguments on one machine and number of threads. All vectors are
     used, none is subsampled. Nothing private may be passed: centroids are not noised.
+
+    Args:
+      on_iteration: is told how many iterations are done.
     """
     if not 1 <= clusters <= len(vectors):
         raise ConfigError(
             f"clusters must be in 1..{len(vectors)} (the number of vectors), got {clusters}. "
             "Lower knowledge_base.clusters or add public reference images."
         )
-    kmeans = faiss.Kmeans(
-        vectors.shape[1],
-        clusters,
-        niter=iterations,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=_ANY_SIZE // clusters,
-    )
-    kmeans.train(np.ascontiguousarray(vectors, np.float32))
-    return np.array(kmeans.centroids, np.float32).reshape(clusters, -1)
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    centroids = None
+    # FAISS tells nothing on the way, so it is asked for one iteration at a time. The bits are those
+    # of all at once: an iteration knows of the ones before by their centroids alone.
+    for done in range(1, iterations + 1):
+        kmeans = faiss.Kmeans(
+            vectors.shape[1],
+            clusters,
+            niter=1,
+            seed=seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=_ANY_SIZE // clusters,
+        )
+        kmeans.train(vectors, init_centroids=centroids)
+        centroids = np.array(kmeans.centroids, np.float32).reshape(clusters, -1)
+        on_iteration(done)
+    assert centroids is not None, "There is at least one iteration."
+    return centroids
 
 
 def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:

@@ -72,6 +72,21 @@ def test_the_histogram_is_charged_before_it_leaves(run: UntrainedRun, tmp_path: 
     assert not np.array_equal(noised, noised.round())
 
 
+def test_making_the_clusters_says_how_far_it_is_iteration_by_iteration(
+    run: UntrainedRun, tmp_path: Path
+) -> None:
+    said: list[dict[str, float]] = []
+    context = _context(run, _Keeper(LocalStorage(tmp_path / "out")))
+    base = replace(context.settings.knowledge_base, kmeans_iterations=3)
+    context = replace(
+        context,
+        settings=replace(context.settings, knowledge_base=base),
+        report=lambda part, figures: said.append(figures) if part == "clusters" else None,
+    )
+    private_stages.run_prior(context)
+    assert said == [{"step": done, "steps": 3} for done in (1, 2, 3)]
+
+
 def test_the_order_test_would_notice_a_histogram_that_is_stored_first(
     run: UntrainedRun, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Search is exact to the bit whatever FAISS does, and clustering is repeatable."""
 
+import faiss
 import numpy as np
 import pytest
 
@@ -213,6 +214,23 @@ def test_kmeans_uses_every_vector():
     vectors = _normal(20_000, 2)
     vectors[-1] = 5_000
     assert np.abs(fit_kmeans(vectors, 2, seed=0)).max() > 4_000
+
+
+@pytest.mark.parametrize(("clusters", "iterations"), [(40, 9), (400, 4), (1, 2)])
+def test_kmeans_says_how_far_it_is_and_gives_faiss_own_bits(clusters, iterations):
+    # Every fifth vector is there five times, so that clusters run empty and are split.
+    vectors = np.concatenate([_normal(200, 5), np.repeat(_normal(40, 5, 1), 5, axis=0)])
+    told = []
+    found = fit_kmeans(vectors, clusters, seed=2, iterations=iterations, on_iteration=told.append)
+    assert told == list(range(1, iterations + 1))
+    at_once = faiss.Kmeans(
+        5, clusters, niter=iterations, seed=2, min_points_per_centroid=1,
+        max_points_per_centroid=1_000,
+    )  # fmt: skip
+    at_once.train(vectors)
+    np.testing.assert_array_equal(found, at_once.centroids)
+    at_once.train(vectors[::-1])
+    assert not np.array_equal(found, at_once.centroids)
 
 
 def test_assign_gives_the_nearest_and_the_first_of_equals():
