@@ -39,6 +39,8 @@ ONLY_IN = {
     "botocore": ["storage.py"],
     "pydantic": ["config.py"],
     "yaml": ["recipe_files.py"],
+    "cryptography": ["privacy/", "release/"],
+    "jsonschema": ["release/passport.py"],
     "typer": ["cli/"],
     "rich": ["cli/", "runtime/progress.py"],
     "matplotlib": ["release/", "data/letters.py"],

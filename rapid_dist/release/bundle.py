@@ -15,7 +15,6 @@ more, less or other than its checksums say is refused.
 Letters: R reference images, E entries (an image with a noise seed), C channels, S pixels a side.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,13 +27,13 @@ from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
 from rapid_dist.diffusion.sampler import Solver
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import CheckpointError, ConfigError
+from rapid_dist.release.checksums import verify_checksums, write_checksums
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.prior import TrajectoryPrior
 from rapid_dist.retrieval.trajectory import noise_check
 
 FORMAT = 1
-CHECKSUMS = "checksums.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +189,7 @@ def write_bundle(bundle: Bundle, directory: Path) -> str:
     if bundle.prior is not None and bundle.references is not None:
         (directory / "prior.npz").write_bytes(bundle.prior.to_bytes())
         (directory / "references.npz").write_bytes(bundle.references.to_bytes())
-    checksums = json.dumps(_checksums(directory), indent=2, sort_keys=True).encode()
-    (directory / CHECKSUMS).write_bytes(checksums)
-    return hashlib.sha256(checksums).hexdigest()
+    return write_checksums(directory)
 
 
 def open_bundle(directory: Path) -> Bundle:
@@ -220,34 +217,4 @@ def verify_bundle(directory: Path) -> str:
     Raises:
       CheckpointError: names every file that is missing, changed or not listed.
     """
-    try:
-        content = (directory / CHECKSUMS).read_bytes()
-        expected: dict[str, str] = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{directory} is no bundle: {CHECKSUMS} cannot be read ({error}). Fetch it again."
-        ) from error
-    found = _checksums(directory)
-    faults = [
-        f"{name} is {'missing' if name not in found else 'unlisted'}"
-        for name in sorted(expected.keys() ^ found.keys())
-    ]
-    faults += [
-        f"{name} has changed"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name] != found[name]
-    ]
-    if faults:
-        raise CheckpointError(
-            f"The bundle {directory} is not what was released: {'; '.join(faults)}. Fetch it again."
-        )
-    return hashlib.sha256(content).hexdigest()
-
-
-def _checksums(directory: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file but the checksums, by its path in the bundle."""
-    return {
-        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path != directory / CHECKSUMS
-    }
+    return verify_checksums(directory)

@@ -20,6 +20,7 @@ from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorS
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import open_bundle, verify_bundle
+from rapid_dist.release.model_code import MODEL_CODE
 
 # The name of the one artifact. Again in pyfunc_model.py, for importing that makes MLflow warn.
 BUNDLE = "bundle"
@@ -27,12 +28,6 @@ PACKAGE = Path(__file__).parent.parent  # rapid_dist/
 REQUIRED_TAGS = ("dp.epsilon", "dp.delta", "dp.relation", "dp.unit", "dp.ledger_head")
 # What drawing images needs; the training's vendors are not among it.
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pandas")
-
-MODEL_CODE = """\
-import mlflow
-from rapid_dist.release.pyfunc_model import GeneratorModel
-mlflow.models.set_model(GeneratorModel())
-"""
 
 
 def register_model(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rapid_dist.errors import CheckpointError, ConfigError
-from rapid_dist.release.bundle import CHECKSUMS, Bundle, open_bundle, verify_bundle, write_bundle
+from rapid_dist.release.bundle import Bundle, open_bundle, verify_bundle, write_bundle
+from rapid_dist.release.checksums import CHECKSUMS
 from rapid_dist.retrieval.prior import TrajectoryPrior
 from tests.bundles import tiny_bundle, tiny_denoiser, tiny_facts, tiny_prior, tiny_references
 
