@@ -12,19 +12,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from output import RESULTS, table, write_json
+from output import RESULTS, merged, table, write_json
 from step_parts import BESIDE, OVERHEAD, PARTS, Setting, interleaved, with_workers
 
 COLUMNS = [
-    "network", "K", "workers", "threads", "step seconds", *PARTS, "share", *BESIDE,
+    "network", "K", "batch", "workers", "threads", "step seconds", *PARTS, "share", *BESIDE,
     "rows per second", "bytes / P",
 ]  # fmt: skip
+NAMES_ROW = ("network", "K", "batch", "workers", "threads")
 
 
 def row_of(setting: Setting, found: dict[str, float]) -> dict[str, Any]:
     return {
         "network": setting.network,
         "K": setting.draws,
+        "batch": setting.batch,
         "workers": setting.workers,
         "threads": setting.threads,
         "step seconds": found["step"],
@@ -41,7 +43,8 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--networks", nargs="+", default=["digits", "mnist"])
     parser.add_argument("--draws", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=256, help="records expected in a step")
+    parser.add_argument("--add", action="store_true", help="keep the file's other rows")
     parser.add_argument("--micro-batch", type=int, help="by default 64, with more draws 16")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
@@ -71,7 +74,8 @@ def report(options: argparse.Namespace) -> None:
                 rows[-1]["2 x 1 / 1 x 2"] = (
                     found["2 1"]["rows per second"] / found["1 2"]["rows per second"]
                 )
-    write_json(options.out, {"rows": rows, "small": options.small, "noise": options.noise})
+    kept = merged(options.out, rows, NAMES_ROW) if options.add else rows
+    write_json(options.out, {"rows": kept, "small": options.small, "noise": options.noise})
     print(table(rows, [*COLUMNS, "2 x 1 / 1 x 2"]))
 
 

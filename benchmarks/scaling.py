@@ -173,6 +173,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--gpu-micro-batch", type=int, default=16)
     parser.add_argument("--gpu-bandwidth", type=float, default=40e9, help="bytes a second, a link")
     parser.add_argument("--gpu-latency", type=float, default=1e-5)
+    parser.add_argument("--gpu-threads", type=int, default=8, help="of a worker, for its noise")
     return parser
 
 
@@ -189,6 +190,7 @@ def gpu_costs(costs: Costs, options: argparse.Namespace) -> Costs:
     return replace(
         costs,
         row=1 / speed,
+        noise=costs.noise / options.gpu_threads,
         bandwidth=options.gpu_bandwidth,
         latency=options.gpu_latency,
         values=options.gpu_values,
@@ -224,6 +226,7 @@ def main() -> None:
                 "batch": options.gpu_batch,
                 "draws": options.gpu_draws,
                 "micro batch": options.gpu_micro_batch,
+                "threads": options.gpu_threads,
             },
             "measured": measured,
             "predicted": predicted,

@@ -16,6 +16,8 @@ but each record's own gradient; what is accounted is what is added (discreteness
 """
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -107,12 +109,12 @@ class SecureNoise:
                 f"Secure noise is charged for {MOST_VALUES} values, the vector has {size}. Train "
                 "fewer parameters (train.trainable), or take privacy.noise=fast."
             )
-        noise = np.empty(size, np.int64)
-        for chunk, start in enumerate(range(0, size, CHUNK)):
-            part = noise[start : start + CHUNK]
+
+        def draw(chunk: int, part: np.ndarray) -> None:
             key = self._key.derive(f"discrete {self._purpose}", step, self._attempt, chunk)
             part[:] = ExactSampler(CipherStream(key)).gaussian(self._scale, len(part))
-        return noise
+
+        return _by_chunk(np.empty(size, np.int64), draw)
 
 
 def new_noise(
@@ -159,12 +161,19 @@ def add_noise_(
 def _normals(
     size: int, stddev: float, key: SecretKey, step: int, attempt: int, purpose: str
 ) -> np.ndarray:
-    noise = np.empty(size, np.float32)
-    for chunk, start in enumerate(range(0, size, CHUNK)):
-        part = noise[start : start + CHUNK]
+    def draw(chunk: int, part: np.ndarray) -> None:
         key.generator(purpose, step, attempt, chunk).standard_normal(dtype=np.float32, out=part)
         part *= np.float32(stddev)
-    return noise
+
+    return _by_chunk(np.empty(size, np.float32), draw)
+
+
+def _by_chunk(values: np.ndarray, draw: Callable[[int, np.ndarray], None]) -> np.ndarray:
+    """Has every chunk drawn into its place, by as many threads as torch may use."""
+    parts = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(parts)))) as threads:
+        list(threads.map(draw, range(len(parts)), parts))
+    return values
 
 
 def _check_noised(flat: torch.Tensor, stddev: float) -> None:
