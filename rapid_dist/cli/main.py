@@ -15,9 +15,11 @@ from typing import NoReturn
 import typer
 
 from rapid_dist.cli.audit import add_audit
+from rapid_dist.cli.generate import add_generate
 from rapid_dist.cli.ledger import add_ledger
+from rapid_dist.cli.release import add_release
 from rapid_dist.cli.stages import add_stages
-from rapid_dist.errors import RapidError
+from rapid_dist.errors import ConfigError, RapidError
 
 INTERRUPTED = 130  # What typer makes of Ctrl-C.
 
@@ -33,6 +35,13 @@ def main(arguments: Sequence[str] | None = None, *, app: typer.Typer | None = No
     except typer.TyperException as error:  # A command line that cannot be read, or none at all.
         line = error.format_message()
         return _refused(line, error.exit_code, debug) if line else error.exit_code
+    except ModuleNotFoundError as error:
+        return _refused(
+            f"{error.name} is not installed. Install 'rapid-dist[train]', or 'rapid-dist[serve]' "
+            "to draw from released models alone.",
+            ConfigError.exit_code,
+            debug,
+        )
     except Exception as error:
         # Not its message: an unforeseen error of a private stage may quote what it worked on.
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -62,8 +71,10 @@ def build_app() -> typer.Typer:
         help="Image generators with a differential-privacy guarantee. To resume, run again.",
     )
     add_stages(app)
+    add_generate(app)
     add_audit(app)
     add_ledger(app)
+    add_release(app)
     return app
 
 

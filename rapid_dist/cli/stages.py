@@ -26,7 +26,6 @@ STAGES = {
     "pretrain": "Train the public denoiser and the feature extractor.",
     "index": "Build the knowledge base of public trajectories.",
     "train": "Take the private prior, adapt to it, and train by DP-SGD.",
-    "generate": "Write the bundle and draw samples from it.",
     "evaluate": "Measure samples and controls against private records (internal).",
 }
 
@@ -47,14 +46,14 @@ def _stage_command(name: str) -> Any:
         as_json: JsonOption = False,
         debug: DebugOption = False,
     ) -> None:
-        summary = _run_stage(name, recipe, overrides, out, dry_run, as_json)
+        summary = run_stage(name, recipe, overrides, out, dry_run, as_json)
         if as_json and summary is not None:
             print(json.dumps(summary))
 
     return command
 
 
-def _run_stage(
+def run_stage(
     name: str, recipe: str, overrides: list[str] | None, out: str, dry_run: bool, as_json: bool
 ) -> dict[str, Any] | None:
     """Runs one command's stages and prints what came of them; nothing after a dry run."""
@@ -89,7 +88,7 @@ def index(
     from rapid_dist.runtime.run_directory import places
     from rapid_dist.storage import open_storage
 
-    said = _run_stage("index", recipe, overrides, out, dry_run, as_json)
+    said = run_stage("index", recipe, overrides, out, dry_run, as_json)
     if said is None:
         return
     if stats:

@@ -10,11 +10,8 @@ waits for the server; settings, files and states are sent at once.
 
 import contextlib
 import json
-import logging
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +24,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from rapid_dist.errors import RapidError
+from rapid_dist.release.server import connect
 from rapid_dist.runtime.outbox import Outbox
 from rapid_dist.runtime.tracking_place import Place
 
@@ -40,7 +38,6 @@ CHANGED_TAG = "rapid_dist.now."  # A setting that another command of the same ru
 PARENT_TAG = "mlflow.parentRunId"
 FLUSH_SEC = 300.0  # For the figures of one run, when it is done.
 LAST_WORDS_SEC = 5.0  # For those of a run that has failed.
-ANSWER_SEC = 20.0  # For a server's first word.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,7 @@ class Tracker:
         if place.private:
             _make_private(place)
         try:
-            client = _connect(place.uri)
+            client = connect(place.uri)
             experiment_id = _open_experiment(client, experiment, place.artifacts)
         except Exception as error:  # A server's, a database's, a network's: each has its own.
             raise RapidError(
@@ -245,7 +242,7 @@ def child_run(
       uri: the server, ``TrackedRun.uri``.
       parent: ``TrackedRun.run_id``.
     """
-    client = _connect(uri)
+    client = connect(uri)
     above = client.get_run(parent)
     server = _Server.of(uri, client, above.info.experiment_id)
     try:
@@ -253,23 +250,6 @@ def child_run(
             yield run
     finally:
         server.outbox.close()
-
-
-def _connect(uri: str) -> MlflowClient:
-    for name in ("mlflow", "alembic"):  # They tell of every table of a new database.
-        logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # Stdout is ours.
-    if uri.startswith(("http://", "https://")):
-        _ask(uri)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _ask(uri: str) -> None:
-    """Asks a server for anything at all: MLflow's client would try for minutes."""
-    # An error by HTTP is an answer too; what it thinks of us is seen at the first true question.
-    with contextlib.suppress(urllib.error.HTTPError):
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_SEC).close()
 
 
 def _open_experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:

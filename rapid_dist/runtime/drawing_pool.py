@@ -1,0 +1,85 @@
+"""Draws images from a released bundle on Ray's workers, each with a copy of the bundle."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from rapid_dist.data.images import Int64Array, UInt8Array
+from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.drawing_workers import DrawingWorker, OnDrawn, chunks
+
+RESTARTS = 3  # Of one worker; its work is done again by whoever stands in for it.
+AHEAD = 2  # Chunks that a worker has before it: one in work, one to go on with.
+
+
+class BundleWorker:
+    """A ``DrawingWorker`` that brings its bundle: nodes need share no disk."""
+
+    def __init__(self, files: dict[str, bytes], device: str) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="rapid-bundle-"))
+        for name, content in files.items():
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        try:
+            self._worker = DrawingWorker(self._folder, device)  # After every checksum.
+        finally:
+            shutil.rmtree(self._folder)  # It is in memory now.
+
+    def draw(self, labels: Int64Array, seed: int, first_id: int) -> UInt8Array:
+        return self._worker.draw(labels, seed, first_id)
+
+
+def draw_on_ray(
+    bundle: Path,
+    labels: Int64Array,
+    *,
+    seed: int,
+    first_id: int,
+    device: str,
+    num_workers: int,
+    on_drawn: OnDrawn,
+) -> UInt8Array:
+    """Draws on ``num_workers`` workers of a cluster, RAY_ADDRESS's or one started here.
+
+    One image for each label int64 [n], uint8 [n, C, S, S]; the same as in one process. A worker
+    that dies is replaced.
+    """
+    waiting = chunks(len(labels), first_id)
+    num_workers = min(num_workers, len(waiting))
+    gpus = num_workers if device == "cuda" else 0
+    with session(Needs(cpus=num_workers, gpus=gpus)):
+        paths = [path for path in bundle.rglob("*") if path.is_file()]
+        files = ray.put({path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths})
+        kind: Any = ray.remote(
+            num_cpus=1,
+            num_gpus=1 if device == "cuda" else 0,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )(BundleWorker)
+        workers = [kind.remote(files, device) for _ in range(num_workers)]
+        parts: dict[int, UInt8Array] = {}
+        busy: dict[ray.ObjectRef[UInt8Array], tuple[int, slice]] = {}
+
+        def hand_out(number: int) -> None:
+            if waiting:
+                part = waiting.pop(0)
+                start = first_id + part.start
+                busy[workers[number].draw.remote(labels[part], seed, start)] = (number, part)
+
+        for _ in range(AHEAD):
+            for number in range(num_workers):
+                hand_out(number)
+        while busy:
+            (ready, *_), _ = ray.wait(list(busy), num_returns=1)
+            number, part = busy.pop(ready)
+            parts[part.start] = ray.get(ready)
+            on_drawn(part.stop - part.start)
+            hand_out(number)
+        for worker in workers:
+            ray.kill(worker)
+    return np.concatenate([parts[start] for start in sorted(parts)])
