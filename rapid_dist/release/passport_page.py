@@ -83,7 +83,6 @@ def _rests_on_section(passport: Mapping[str, Any]) -> Section:
     body += "<h3>Ledger</h3>" + facts(
         [
             ("data set", ledger["dataset"]),
-            ("run", ledger["run"]),
             ("entries at the release", f"{ledger['entries']:,}"),
             ("epsilon of the data set, all runs", up(ledger["dataset_epsilon"])),
             ("allowed for the data set", f"{ledger['dataset_budget']:g}"),
@@ -91,11 +90,15 @@ def _rests_on_section(passport: Mapping[str, Any]) -> Section:
         chief=0,
     )
     body += paragraph(
+        f"The run is {ledger['run']!r}; its name ends in the hash of its recipe.", "note"
+    )
+    body += paragraph(
         "The head below is the hash of the ledger's last entry when this was released. The owner's "
         "ledger must hold it for ever; if it does not, entries were cut off:"
     )
     body += f"<pre><code>{escape(ledger['head'])}</code></pre>"
-    body += f"<pre><code>rapid-dist ledger verify --head {escape(ledger['head'])}</code></pre>"
+    verify = f"rapid-dist ledger verify --recipe config.yaml --out . --head {ledger['head']}"
+    body += f"<pre><code>{escape(verify)}</code></pre>"
     return Section(key="rests", title="What the claim rests on", body=body)
 
 

@@ -8,12 +8,14 @@ directory: every address is an argument. Nothing private passes here; tags are t
 import importlib.metadata
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -24,6 +26,9 @@ from rapid_dist.release.model_code import MODEL_CODE
 
 # The name of the one artifact. Again in pyfunc_model.py, for importing that makes MLflow warn.
 BUNDLE = "bundle"
+CANDIDATE, RELEASED = "candidate", "released"  # Aliases.
+STATUS = "release.status"  # A tag of every version that went through a release.
+_PAGE = 200
 PACKAGE = Path(__file__).parent.parent  # rapid_dist/
 REQUIRED_TAGS = ("dp.epsilon", "dp.delta", "dp.relation", "dp.unit", "dp.ledger_head")
 # What drawing images needs; the training's vendors are not among it.
@@ -126,3 +131,151 @@ def _ensure_registered(client: MlflowClient, name: str, description: str) -> Non
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """One version of the registry that was released, or once was."""
+
+    name: str
+    version: int
+    status: str  # "candidate", "released", "superseded" or "withdrawn".
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """Returns a client of a registry; a sqlite file that is not there is not made."""
+    path = tracking_uri.removeprefix("sqlite:///")
+    if path != tracking_uri and not Path(path).is_file():
+        raise ConfigError(
+            f"There is no registry at {tracking_uri}. Name another with --tracking-uri."
+        )
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+
+
+def promote(tracking_uri: str, name: str, version: int) -> None:
+    """Makes a candidate the released version; the one before it is superseded.
+
+    The alias moves before anything is said of it, so there is never a moment without one.
+    """
+    client = connect(tracking_uri)
+    before = _aliases(client, name)
+    client.set_registered_model_alias(name, RELEASED, str(version))
+    client.set_model_version_tag(name, str(version), STATUS, RELEASED)
+    if before.get(RELEASED, version) != version:
+        client.set_model_version_tag(name, str(before[RELEASED]), STATUS, "superseded")
+    if CANDIDATE in before:
+        client.delete_registered_model_alias(name, CANDIDATE)
+
+
+def withdraw(tracking_uri: str, name: str, version: int, *, reason: str, on: str) -> Released:
+    """Takes the alias from a released version and says why; nothing is deleted.
+
+    A bundle that somebody has fetched cannot be called back.
+
+    Raises:
+      ConfigError: there is no such version, it was never released, or no reason is given.
+    """
+    if not reason.strip():
+        raise ConfigError("A withdrawal says why. Give --reason.")
+    client = connect(tracking_uri)
+    found = next(
+        (one for one in released_versions(tracking_uri, name) if one.version == version), None
+    )
+    if found is None:
+        raise ConfigError(
+            f"{name} has no released version {version} in {tracking_uri}. See `rapid-dist release "
+            "list`."
+        )
+    if found.status != "withdrawn":
+        tags = {STATUS: "withdrawn", "withdrawn.reason": reason.strip(), "withdrawn.date": on}
+        for key, value in tags.items():
+            client.set_model_version_tag(name, str(version), key, value)
+    for alias in found.aliases:
+        if alias in (RELEASED, CANDIDATE):
+            client.delete_registered_model_alias(name, alias)
+    return next(one for one in released_versions(tracking_uri, name) if one.version == version)
+
+
+def released_versions(tracking_uri: str, name: str | None = None) -> list[Released]:
+    """Returns every version that went through a release, by name and number."""
+    client = connect(tracking_uri)
+    names = _names(client) if name is None else [name]
+    found = []
+    for one in names:
+        aliases = _aliases(client, one)
+        for version in _versions(client, one):
+            if STATUS in version.tags:
+                number = int(version.version)
+                own = tuple(alias for alias, of in sorted(aliases.items()) if of == number)
+                found.append(
+                    Released(
+                        name=one,
+                        version=number,
+                        status=version.tags[STATUS],
+                        aliases=own,
+                        tags=dict(version.tags),
+                    )
+                )
+    return sorted(found, key=lambda one: (one.name, one.version))
+
+
+def tags_of(tracking_uri: str, name: str, version: int) -> dict[str, str]:
+    """Returns the tags of one version; a ``ConfigError`` if there is none."""
+    try:
+        return dict(connect(tracking_uri).get_model_version(name, str(version)).tags)
+    except MlflowException as error:
+        raise ConfigError(
+            f"{name} has no version {version} in {tracking_uri} ({error.error_code})."
+        ) from error
+
+
+def run_of(tracking_uri: str, name: str, version: int) -> str:
+    """Returns the id of the MLflow run that a version belongs to."""
+    return str(connect(tracking_uri).get_model_version(name, str(version)).run_id)
+
+
+def ledger_heads(tracking_uri: str, dataset: str) -> set[str]:
+    """Returns every ledger head that the registry's versions state of one private data set.
+
+    Each of them must be in the ledger for ever: a ledger without one was cut.
+    """
+    client = connect(tracking_uri)
+    return {
+        version.tags["dp.ledger_head"]
+        for name in _names(client)
+        for version in _versions(client, name)
+        if version.tags.get("dp.dataset") == dataset and "dp.ledger_head" in version.tags
+    }
+
+
+def _names(client: MlflowClient) -> list[str]:
+    names: list[str] = []
+    token = None
+    while True:
+        page = client.search_registered_models(max_results=_PAGE, page_token=token)
+        names += [model.name for model in page]
+        token = page.token
+        if not token:
+            return sorted(names)
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    found: list[ModelVersion] = []
+    token = None
+    quoted = name.replace("'", "''")
+    while True:
+        page = client.search_model_versions(f"name='{quoted}'", max_results=_PAGE, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException:
+        return {}
+    return {alias: int(version) for alias, version in model.aliases.items()}

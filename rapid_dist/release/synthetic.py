@@ -63,8 +63,8 @@ def synthetic_page(passport: Mapping[str, Any], drawn: ImageSet) -> str:
             ("seed", str(told["seed"])),
         ]
     ) + paragraph(
-        "These images were drawn from the released generator. No private image is among them, and "
-        "drawing them has cost no privacy: the claim of the generator covers them."
+        "These images were drawn from the released generator and from nothing else. Drawing them "
+        "has cost no privacy: the claim of the generator covers them."
     )
     about += paragraph(claim["sentence"])
     use = paragraph(

@@ -158,7 +158,11 @@ def register(
             folder,
             run_id,
             name,
-            {**tags, "method": context.settings.method},
+            {
+                **tags,
+                "dp.dataset": context.settings.private.name,
+                "method": context.settings.method,
+            },
             tracking_uri=tracking_uri,
             alias=ALIAS,
             description=f"{context.settings.method} generator of {context.settings.private.name}",

@@ -152,16 +152,14 @@ class RunDirectory:
             self.storage.create("config.yaml", text)
             return
         except AlreadyExists:
-            before = _flat(to_tree(self._begun_with(recipe)))
-        now = _flat(to_tree(recipe))
-        changed = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+            before = begun_with(self.storage, recipe)
         stale: set[str] = set()
-        for key in changed:
+        for key, (was, now) in changes(before, recipe).items():
             section = key.partition(".")[0]
-            if section not in REMADE and not _is_free(key, before.get(key)):
+            if section not in REMADE and not _is_free(key, was):
                 raise ConfigError(
-                    f"{self.storage.uri} was begun with {key}={before.get(key)!r}, now it is "
-                    f"{now.get(key)!r}. Use another --out, or the setting it was begun with."
+                    f"{self.storage.uri} was begun with {key}={was!r}, now it is "
+                    f"{now!r}. Use another --out, or the setting it was begun with."
                 )
             stale.update(REMADE.get(section, ()))
         if stale:
@@ -169,20 +167,6 @@ class RunDirectory:
                 for name in set(self.storage.list(prefix)) - {KEPT}:
                     self.storage.delete(name)
         self.storage.write("config.yaml", text)
-
-    def _begun_with(self, recipe: Recipe) -> Recipe:
-        """Returns what config.yaml describes, newer settings than it at their defaults."""
-        place = f"{self.storage.uri}/config.yaml"
-        tree, now = parse_tree(self.storage.read("config.yaml").decode(), place), to_tree(recipe)
-        for section in set(FREE) & tree.keys():  # What changes no result may also go.
-            tree[section] = {k: v for k, v in tree[section].items() if k in now[section]}
-        try:
-            return parse_recipe(tree)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{place} is of a version with other settings: {error} Use another --out, or go on "
-                "with the version that began it."
-            ) from None
 
     def _run_name(self, recipe: Recipe) -> str:
         """Returns the run's name in the ledger: the same whenever the run goes on.
@@ -195,6 +179,36 @@ class RunDirectory:
         except AlreadyExists:
             return str(self.read_json("run.json")["run"])
         return fresh["run"]
+
+
+def begun_with(storage: Storage, recipe: Recipe) -> Recipe:
+    """Returns what a run's config.yaml describes, newer settings than it at their defaults."""
+    place = f"{storage.uri}/config.yaml"
+    tree, now = parse_tree(storage.read("config.yaml").decode(), place), to_tree(recipe)
+    for section in set(FREE) & tree.keys():  # What changes no result may also go.
+        tree[section] = {k: v for k, v in tree[section].items() if k in now[section]}
+    try:
+        return parse_recipe(tree)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{place} is of a version with other settings: {error} Use another --out, or go on "
+            "with the version that began it."
+        ) from None
+
+
+def changes(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Returns every setting that differs, by its dotted name, as it was and as it is."""
+    old, new = _flat(to_tree(before)), _flat(to_tree(now))
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    }
+
+
+def refused_changes(before: Recipe, now: Recipe) -> list[str]:
+    """Returns the settings that differ and may not while the run's results stand."""
+    return [key for key, (was, _) in changes(before, now).items() if not _is_free(key, was)]
 
 
 def _is_free(key: str, before: Any) -> bool:
