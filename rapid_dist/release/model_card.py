@@ -12,6 +12,8 @@ def model_card(passport: Mapping[str, Any]) -> str:
     """Returns the card; what a file name or a licence could do to Markdown is taken out."""
     model, claim, ledger = passport["model"], passport["claim"], passport["ledger"]
     chosen = passport["selection"]
+    spent = ledger["dataset_epsilon"]
+    everything = rounded_up(spent) if spent else "secret: the price of the choice rests on it"
     classes = ", ".join(plain(name) for name in model["classes"]) or "none"
     kind = "grey" if model["channels"] == 1 else "colour"
     data = "\n".join(
@@ -44,7 +46,7 @@ data set `{plain(ledger["dataset"])}`, with a differential-privacy guarantee. Cl
 | PLD (claimed is the larger of PLD and PRV) | {rounded_up(claim["accountants"]["pld"])} |
 | PRV | {rounded_up(claim["accountants"]["prv"])} |
 | RDP, for comparison | {rounded_up(claim["accountants"]["rdp"])} |
-| all runs on the data set together | {rounded_up(ledger["dataset_epsilon"])} |
+| all runs on the data set together | {everything} |
 
 {plain(chosen["sentence"]) if chosen else "No sweep chose this model."}
 

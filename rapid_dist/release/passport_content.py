@@ -53,7 +53,7 @@ class PassportInputs:
 
 def passport_of(inputs: PassportInputs) -> dict[str, Any]:
     """Returns passport.json, checked against its schema."""
-    facts = inputs.facts
+    facts, secret = inputs.facts, is_secret(inputs.selection)
     channels, size = inputs.shape
     content = {
         "format": FORMAT,
@@ -68,15 +68,15 @@ def passport_of(inputs: PassportInputs) -> dict[str, Any]:
             "from_step": facts.from_step,
             "intervals": facts.intervals,
         },
-        "claim": _claim(inputs.claim),
+        "claim": _claim(inputs.claim, inputs.selection),
         "mechanism": _mechanism(inputs),
         "selection": dict(inputs.selection) if inputs.selection else None,
         "ledger": {
             "dataset": inputs.claim.dataset,
             "run": inputs.claim.run,
             "head": inputs.claim.ledger_head,
-            "entries": inputs.ledger_entries,
-            "dataset_epsilon": inputs.claim.dataset_spent.reported,
+            "entries": None if secret else inputs.ledger_entries,
+            "dataset_epsilon": None if secret else inputs.claim.dataset_spent.reported,
             "dataset_budget": inputs.dataset_budget,
         },
         "audit": _audit(inputs.audit),
@@ -107,11 +107,25 @@ def passport_of(inputs: PassportInputs) -> dict[str, Any]:
     return stored
 
 
-def _claim(claim: Claim) -> dict[str, Any]:
+def is_secret(selection: Mapping[str, Any] | None) -> bool:
+    """Whether the number of runs on the ledger may not be told: the sweep's price rests on it."""
+    return bool(selection) and (selection or {}).get("promise") == "repeat_and_select"
+
+
+def _claim(claim: Claim, selection: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The claim of the model: what its run cost, or what it cost because a sweep chose it."""
+    epsilon, sentences = claim.spent.reported, list(claim.sentences)
+    if selection and selection["promise"] != "public_proxy":
+        epsilon = max(epsilon, float(selection["epsilon"]))
+        if is_secret(selection):  # What all runs cost together tells how many there were.
+            sentences = [one for one in sentences if not one.startswith("All runs ever charged")]
+        by_itself = f"Of its run alone, had nobody chosen it: {sentences[0]}"
+        sentences = [str(selection["sentence"]), by_itself, *sentences[1:]]
     return {
-        "sentence": claim.sentence,
-        "sentences": list(claim.sentences),
-        "epsilon": claim.spent.reported,
+        "sentence": sentences[0],
+        "sentences": sentences,
+        "epsilon": epsilon,
+        "run_epsilon": claim.spent.reported,
         "delta": claim.budget.delta,
         "budget": claim.budget.epsilon,
         "relation": claim.relation,

@@ -4,7 +4,9 @@ It says what passport.json says and nothing more, and prints the SHA-256 of that
 page and a passport which do not belong together are told apart.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rapid_dist.release.markup import Cell, Raw, Section, escape, facts, page, paragraph, table
@@ -17,6 +19,7 @@ from rapid_dist.release.report_privacy import (
 )
 from rapid_dist.release.report_style import STYLE
 
+_TOTAL = re.compile(r"(<dt>epsilon of the data set, all runs</dt><dd>)[^<]*(</dd>)")
 _ORDER = ("python", "platform", "rapid-dist", "torch", "numpy")  # The first rows of the versions.
 
 
@@ -28,9 +31,8 @@ def render_passport(passport: Mapping[str, Any], sha256: str) -> str:
       sha256: of passport.json as it is stored.
     """
     summary = _as_summary(passport)
-    claim = passport["claim"]
     sections = [
-        claim_section(summary, claim["sentences"]),
+        _claim_section(passport, summary),
         meaning_section(summary),
         accounting_section(summary, None),
         _rests_on_section(passport),
@@ -67,9 +69,19 @@ def _as_summary(passport: Mapping[str, Any]) -> dict[str, Any]:
             **claim,
             **mechanism,
             "accountants": accountants,
-            "dataset_epsilon": passport["ledger"]["dataset_epsilon"],
+            "dataset_epsilon": passport["ledger"]["dataset_epsilon"] or 0.0,
         }
     }
+
+
+def _claim_section(passport: Mapping[str, Any], summary: Mapping[str, Any]) -> Section:
+    section = claim_section(summary, passport["claim"]["sentences"])
+    if passport["ledger"]["dataset_epsilon"] is not None:
+        return section
+    # The report knows no secret totals: in the place of this one stands that it is secret.
+    body, count = _TOTAL.subn(r"\g<1>secret\g<2>", section.body)
+    assert count == 1, "The claim states the data set's epsilon once."
+    return replace(section, body=body)
 
 
 def _rests_on_section(passport: Mapping[str, Any]) -> Section:
@@ -83,8 +95,11 @@ def _rests_on_section(passport: Mapping[str, Any]) -> Section:
     body += "<h3>Ledger</h3>" + facts(
         [
             ("data set", ledger["dataset"]),
-            ("entries at the release", f"{ledger['entries']:,}"),
-            ("epsilon of the data set, all runs", up(ledger["dataset_epsilon"])),
+            ("entries at the release", _or_secret(ledger["entries"])),
+            (
+                "epsilon of the data set, all runs",
+                up(ledger["dataset_epsilon"]) if ledger["dataset_epsilon"] else "secret",
+            ),
             ("allowed for the data set", f"{ledger['dataset_budget']:g}"),
         ],
         chief=0,
@@ -224,6 +239,11 @@ def _signature_section(passport: Mapping[str, Any], sha256: str) -> Section:
         + paragraph("Gate passed before the release: " + ", ".join(passport["gate"]) + ".", "note")
     )
     return Section(key="signature", title="Who signed, and how to check", body=body)
+
+
+def _or_secret(count: int | None) -> str:
+    """The number of runs of some sweeps may not be known, nor what would tell it."""
+    return "secret" if count is None else f"{count:,}"
 
 
 def _hash(value: str) -> Raw:

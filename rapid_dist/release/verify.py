@@ -22,7 +22,6 @@ from rapid_dist.release.signing import Signature, check_signature, read_public_k
 CODE = "code/rapid_dist"
 # What model.json says of the claim, and where the passport says it.
 _SAID_TWICE = {
-    "epsilon": ("claim", "epsilon"),
     "delta": ("claim", "delta"),
     "relation": ("claim", "relation"),
     "unit": ("claim", "unit"),
@@ -95,12 +94,15 @@ def _disagreements(directory: Path, passport: Mapping[str, Any], signature: Sign
     faults = []
     try:
         stated = json.loads((directory / "model.json").read_bytes())["privacy"]
+        claim = passport["claim"]
+        if stated["epsilon"] not in (claim["epsilon"], claim["run_epsilon"]):
+            faults.append(f"model.json and {PASSPORT} differ in epsilon")
         for name, (part, field) in _SAID_TWICE.items():
             if stated[name] != passport[part][field]:
                 faults.append(f"model.json and {PASSPORT} differ in {name}")
     except (OSError, ValueError, KeyError, TypeError):
         faults.append("model.json states no privacy")
-    if passport["claim"]["epsilon"] > passport["claim"]["budget"]:
+    if passport["claim"]["run_epsilon"] > passport["claim"]["budget"]:
         faults.append("epsilon is above its budget")
     if hash_of(directory / CODE) != passport["code"]["sha256"]:
         faults.append(f"{CODE} is not the code that {PASSPORT} names")

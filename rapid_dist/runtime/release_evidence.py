@@ -22,7 +22,7 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import Claim, claim, require_charged
 from rapid_dist.release.bundle import BundleFacts, verify_bundle
 from rapid_dist.release.gate import Evidence
-from rapid_dist.release.passport_content import PublicData
+from rapid_dist.release.passport_content import PublicData, is_secret
 from rapid_dist.release.registry import ledger_heads, tags_of
 from rapid_dist.release.scan import MODEL_FILES, internal_traces
 from rapid_dist.runtime.results import AUDIT
@@ -103,7 +103,8 @@ def _finished(
     private = open_storage(where.out, private=True).child("internal")
     internal = tuple(found for name in INTERNAL if (found := _json(private, name)))
     tags, bundle_fault = _registered(registry)
-    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, settings)
+    selection = _json(storage, SELECTION) or None
+    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, settings, selection)
     solved = plan(recipe.privacy, recipe.num_units)
     ledger, claimed, ledger_fault = None, None, ""
     try:
@@ -136,7 +137,7 @@ def _finished(
         public_data=_public_data(recipe, settings),
         contamination=_contamination(recipe, storage, private),
         looks_for_duplicates="contamination" in stages,
-        selection=_json(storage, SELECTION) or None,
+        selection=selection,
         bundle_fault=bundle_fault,
         traces=internal_traces(bundle, internal, MODEL_FILES),
     )
@@ -203,7 +204,13 @@ def _registered(registry: Mapping[str, Any]) -> tuple[dict[str, str], str]:
         return {}, f"The run's candidate cannot be looked up: {error}"
 
 
-def _bundle_fault(bundle: Path, run: str, tags: Mapping[str, str], settings: MethodSettings) -> str:
+def _bundle_fault(
+    bundle: Path,
+    run: str,
+    tags: Mapping[str, str],
+    settings: MethodSettings,
+    selection: Mapping[str, Any] | None,
+) -> str:
     if settings.sampling.source == "query":
         return (
             "sampling.source is 'query': such a run has no bundle. Draw from 'prior', 'uniform' or "
@@ -221,6 +228,11 @@ def _bundle_fault(bundle: Path, run: str, tags: Mapping[str, str], settings: Met
     stated = json.loads((bundle / "model.json").read_text()).get("privacy", {})
     if stated.get("run") != run:
         return f"The bundle is of run {stated.get('run')!r}, this one is {run!r}."
+    if is_secret(selection) and stated.get("dataset_epsilon"):
+        return (
+            "The bundle states dataset_epsilon, which tells how many runs the sweep drew; its "
+            "price rests on that being secret. Make the bundle anew without it."
+        )
     return ""
 
 

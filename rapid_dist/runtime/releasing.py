@@ -182,7 +182,7 @@ def _register(finished: Finished, target: Path, verified: Verified) -> tuple[str
         "dp.unit_name": claim["unit_name"],
         "dp.ledger_head": ledger["head"],
         "dp.dataset": ledger["dataset"],
-        "dp.dataset_epsilon": str(ledger["dataset_epsilon"]),
+        "dp.dataset_epsilon": str(ledger["dataset_epsilon"] or "secret"),
         "dp.run": ledger["run"],
         "method": passport["model"]["method"],
         "code.sha256": passport["code"]["sha256"],
