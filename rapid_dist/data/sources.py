@@ -36,6 +36,7 @@ __all__ = [
     "check_disjoint",
     "load_private",
     "load_public",
+    "public_classes",
     "split_public",
 ]
 
@@ -110,24 +111,9 @@ def load_public(
     licences: list[str] = []
     num_classes = 0
     for source in sources:
-        request = Request(
-            source=source.source,
-            root=None,
-            size=size,
-            channels=channels,
-            path=source.path,
-            labels=source.labels,
-            count=source.count,
-            seed=seed,
-            invert=source.invert,
-            margin=source.margin,
-            value_range=source.value_range,
-            label_column=source.label_column,
-        )
-        raw = read_below(root, request)
-        part, names = _public_part(raw, source, seed)
+        part, names, licence = _read_public(source, root, size=size, channels=channels, seed=seed)
         parts.append(Part(images=part.images, labels=part.labels + num_classes))
-        licences.append(source.licence or raw.licence)
+        licences.append(licence)
         num_classes += len(names)
     joined = concatenate(parts)
     name = "-".join(source.source.replace("_", "-") for source in sources)
@@ -140,6 +126,13 @@ def load_public(
         licence="; ".join(dict.fromkeys(licences)),
     )
     return PublicImages(images=joined.images, labels=joined.labels, spec=spec)
+
+
+def public_classes(
+    source: PublicSource, root: str | Path | None = None, *, size: int, channels: int, seed: int = 0
+) -> tuple[str, ...]:
+    """Returns the names of the classes of one public source, in order of ``load_public``'s ids."""
+    return _read_public(source, root, size=size, channels=channels, seed=seed)[1]
 
 
 def split_public(images: PublicImages, reference_share: float) -> tuple[PublicImages, PublicImages]:
@@ -195,6 +188,29 @@ def _tag_private(
     if groups is not None:
         groups = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     return PrivateImages(images=part.images, labels=labels, groups=groups, spec=spec)
+
+
+def _read_public(
+    source: PublicSource, root: str | Path | None, *, size: int, channels: int, seed: int
+) -> tuple[Part, tuple[str, ...], str]:
+    """Returns a source's images and labels, the names of its classes, and its licence."""
+    request = Request(
+        source=source.source,
+        root=None,
+        size=size,
+        channels=channels,
+        path=source.path,
+        labels=source.labels,
+        count=source.count,
+        seed=seed,
+        invert=source.invert,
+        margin=source.margin,
+        value_range=source.value_range,
+        label_column=source.label_column,
+    )
+    raw = read_below(root, request)
+    part, names = _public_part(raw, source, seed)
+    return part, names, source.licence or raw.licence
 
 
 def _public_part(raw: Raw, source: PublicSource, seed: int) -> tuple[Part, tuple[str, ...]]:

@@ -71,25 +71,48 @@ def train_and_score(
       seed: decides every initial weight and batch; the same seed gives the same scores.
       device: where the two networks are trained.
     """
+    logistic, mlp, cnn = train_and_predict(
+        synthetic_images, synthetic_labels, test, num_classes, seed, config, device
+    )
+    return ClassifierScores(
+        logistic=_accuracy(logistic, test.labels),
+        mlp=_accuracy(mlp, test.labels),
+        cnn=_accuracy(cnn, test.labels),
+    )
+
+
+def train_and_predict(
+    synthetic_images: UInt8Array,
+    synthetic_labels: Int64Array,
+    test: PrivateImages,
+    num_classes: int,
+    seed: int,
+    config: ClassifierConfig,
+    device: str = "cpu",
+) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Returns what each classifier says of the real images, int64 [N] each; as ``train_and_score``.
+
+    Guarantees: what is said of one real image depends on that image and the synthetic ones alone.
+    """
     _check(synthetic_images, synthetic_labels, test, num_classes)
     inputs = to_unit(synthetic_images)
     targets = torch.from_numpy(synthetic_labels.astype(np.int64))
     test_inputs = to_unit(test.images)
     channels, side = synthetic_images.shape[1], synthetic_images.shape[2]
 
-    def score(build: type[nn.Module], *sizes: int) -> float:
+    def predicted(build: type[nn.Module], *sizes: int) -> Int64Array:
         with torch.random.fork_rng(devices=[]):  # Module constructors draw from the global one.
             torch.manual_seed(seed)
             network = build(channels, side, num_classes, *sizes)
         # Twice as fast on a CPU; torch's stubs do not know the argument.
         network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _fit(network, inputs, targets, seed, config)
-        return _accuracy(_predict(network, test_inputs), test.labels)
+        return _predict(network, test_inputs)
 
-    return ClassifierScores(
-        logistic=_accuracy(_logistic(inputs, synthetic_labels, test_inputs, config), test.labels),
-        mlp=score(Perceptron, config.hidden_width),
-        cnn=score(SmallConvNet),
+    return (
+        _logistic(inputs, synthetic_labels, test_inputs, config),
+        predicted(Perceptron, config.hidden_width),
+        predicted(SmallConvNet),
     )
 
 

@@ -46,7 +46,6 @@ from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
     DiscreteGaussianEvent,
     Event,
-    GaussianEvent,
 )
 from rapid_dist.privacy.pld import pooled
 
@@ -59,6 +58,7 @@ ORDERS = (
     43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63, 80, 96,
     128, 192, 256, 512, 1024,
 )  # fmt: skip
+SELECTION = "selection.json"  # In a chosen model's run directory: its price, as plain values.
 _SHAPES: dict[RunsKind, float] = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
 _MOST_RUNS = 10_000  # Of the mean: nobody trains so many.
 _LEAST_CHANCE = 1e-15  # Of a number of runs: below it rounding decides.
@@ -128,7 +128,7 @@ class Candidate:
     """What one run of a sweep may release; ``score`` is of the held-out records alone."""
 
     training: tuple[Event, ...]
-    score: GaussianEvent | None = None
+    score: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,10 +204,8 @@ def price_composition(
         epsilon, said = _epsilon(curve, delta), "RDP over every choice that was open"
     else:
         training = [event for one in done for event in one.training]
-        scores = [one.score for one in done if one.score is not None]
-        epsilon = max(
-            epsilons(training, delta).reported, epsilons(scores, delta).reported if scores else 0.0
-        )
+        scores = [event for one in done for event in one.score]
+        epsilon = max(epsilons(training, delta).reported, epsilons(scores, delta).reported)
         said = "PLD, checked by PRV"
     return Price(
         promise="per_trial",
@@ -234,7 +232,7 @@ def price_selection(
     if not possible:
         raise ConfigError("No run of the sweep is possible. Widen sweep.space.")
     for one in possible:
-        for event in (*one.training, one.score):
+        for event in (*one.training, *one.score):
             if isinstance(event, DiscreteGaussianEvent | DiscreteDpSgdEvent):
                 raise ConfigError(
                     "sweep.promise=repeat_and_select is priced for privacy.noise=fast alone: what "
@@ -243,7 +241,7 @@ def price_selection(
                 )
     epsilon = _epsilon(_selected(_largest(possible), runs), delta)
     for one in possible:
-        for part in (one.training, () if one.score is None else (one.score,)):
+        for part in (one.training, one.score):
             theirs = _library_epsilon(part, runs, delta)
             if theirs > epsilon * (1 + _AGREEMENT):
                 raise BudgetError(
@@ -264,7 +262,7 @@ def price_selection(
 def _largest(possible: Sequence[Candidate]) -> np.ndarray:
     """Returns the pointwise maximum of all curves, float64 [orders]."""
     curves = [_curve(one.training) for one in possible]
-    curves += [_curve((one.score,)) for one in possible if one.score is not None]
+    curves += [_curve(one.score) for one in possible if one.score]
     largest: np.ndarray = np.max(curves, axis=0)
     return largest
 

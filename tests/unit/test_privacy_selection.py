@@ -70,7 +70,7 @@ def test_a_run_is_priced_as_the_worst_that_it_can_be() -> None:
 
 def test_a_score_with_little_noise_is_what_the_choice_costs() -> None:
     def price(noise: float) -> float:
-        run = replace(RUN, score=GaussianEvent(noise_multiplier=noise))
+        run = replace(RUN, score=(GaussianEvent(noise_multiplier=noise),))
         return price_selection([run], RunsConfig(), DELTA, trial_epsilon=1.0).epsilon
 
     free = price_selection([RUN], RunsConfig(), DELTA, trial_epsilon=1.0).epsilon
@@ -169,8 +169,8 @@ def test_a_choice_by_earlier_scores_is_priced_over_all_that_could_be_chosen() ->
 
 
 def test_the_composition_counts_the_scores_of_held_out_records_apart() -> None:
-    run = replace(RUN, score=GaussianEvent(noise_multiplier=0.4))
-    quiet = replace(RUN, score=GaussianEvent(noise_multiplier=200.0))
+    run = replace(RUN, score=(GaussianEvent(noise_multiplier=0.4),))
+    quiet = replace(RUN, score=(GaussianEvent(noise_multiplier=200.0),))
     plain = price_composition([RUN] * 3, DELTA, trial_epsilon=1.0).epsilon
     assert price_composition([quiet] * 3, DELTA, trial_epsilon=1.0).epsilon == plain
     assert price_composition([run] * 3, DELTA, trial_epsilon=1.0).epsilon > plain
