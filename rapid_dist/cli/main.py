@@ -15,6 +15,7 @@ from typing import NoReturn
 import typer
 
 from rapid_dist.cli.audit import add_audit
+from rapid_dist.cli.gallery import add_gallery
 from rapid_dist.cli.generate import add_generate
 from rapid_dist.cli.ledger import add_ledger
 from rapid_dist.cli.release import add_release
@@ -72,6 +73,7 @@ def build_app() -> typer.Typer:
     )
     add_stages(app)
     add_generate(app)
+    add_gallery(app)
     add_audit(app)
     add_ledger(app)
     add_release(app)

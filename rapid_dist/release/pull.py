@@ -15,14 +15,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from rapid_dist.errors import CheckpointError, ConfigError, RapidError
+from rapid_dist.errors import CheckpointError, ConfigError, RapidError, ReleaseError
 from rapid_dist.release.bundle import verify_bundle
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.server import connect
@@ -50,6 +50,10 @@ class Version:
     @property
     def label(self) -> str:
         return f"{self.name} version {self.version}"
+
+    @property
+    def withdrawn(self) -> bool:
+        return self.tags.get("release.status") == "withdrawn"
 
 
 def open_model(model: str, tracking_uri: str | None = None, device: str = "cpu") -> Generator:
@@ -134,6 +138,11 @@ class Registry:
                 f"{found.label} states no privacy ({CLAIM_TAG}, {DIGEST_TAG}): it is no generator "
                 "of this package."
             )
+        if found.withdrawn:
+            raise ReleaseError(
+                f"{found.label} was withdrawn: "
+                f"{found.tags.get('withdrawn.reason', 'no reason is stated')}. Use another version."
+            )
         return found
 
     def fetch(self, version: Version) -> Path:
@@ -155,11 +164,17 @@ class Registry:
             shutil.rmtree(kept)
         self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._cache, prefix=".fetch-") as scratch:
-            place = f"{version.source.rstrip('/')}/artifacts/bundle"
+            place = f"{version.source.rstrip('/')}/artifacts"
             try:
+                # The one folder there; its name is that of the folder which was registered.
+                (found,) = mlflow.artifacts.list_artifacts(
+                    artifact_uri=place, tracking_uri=self.uri
+                )
                 came = Path(
                     mlflow.artifacts.download_artifacts(
-                        artifact_uri=place, dst_path=scratch, tracking_uri=self.uri
+                        artifact_uri=f"{place}/{PurePosixPath(found.path).name}",
+                        dst_path=scratch,
+                        tracking_uri=self.uri,
                     )
                 )
             except Exception as error:
