@@ -24,6 +24,7 @@ from rapid_dist.storage import open_storage, sha256_hex
 from tests.servers import client_of, on_services, services
 
 __all__ = ["on_services", "services"]  # Fixtures.
+pytestmark = pytest.mark.xdist_group("servers")  # One stack for all of them.
 
 TINY = [
     "data.public.0.count=300",
