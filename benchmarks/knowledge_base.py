@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1_024, help="of one timed search")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cores", type=int, default=2, help="of pools, indexes and bare loops")
-    parser.add_argument("--lists", type=int, default=2_048)
+    parser.add_argument("--lists", type=int, default=4_096)
     parser.add_argument("--train-keys", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=50, help="of builders, and as many more")
     parser.add_argument("--shards-built", type=int, default=64)

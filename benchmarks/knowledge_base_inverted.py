@@ -22,7 +22,7 @@ from rapid_dist.retrieval.inverted import InvertedIndex, InvertedShape, Kind, tr
 from rapid_dist.retrieval.searcher import read_parts
 
 RERANK = 8  # Candidates a neighbour, where codes only propose.
-PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
+PROBES = (1, 2, 4, 8, 16, 32, 48, 64, 128)
 RECALL, SPEED_UP = 0.95, 10.0  # What is asked for.
 
 
@@ -35,7 +35,10 @@ def curve_of(kind: Kind, rerank: int, folder: Path, options: argparse.Namespace)
     rng = np.random.default_rng(0)
     sample = flat._vectors[np.sort(rng.permutation(len(flat))[: options.train_keys])]
     shape = InvertedShape(
-        kind=kind, lists=min(options.lists, len(sample) // 8), code_bytes=options.dim // 4
+        kind=kind,
+        lists=min(options.lists, len(sample) // 8),
+        code_bytes=options.dim // 8,
+        of_residuals=not rerank,
     )
     start = time.perf_counter()
     trained = train(sample, shape, 0)

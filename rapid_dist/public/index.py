@@ -45,7 +45,12 @@ def write_index(
     lists = min(config.index_lists or default_lists(manifest.num_entries), len(keys))
     if config.index_lists is None:
         lists = max(1, min(lists, len(keys) // _KEYS_A_LIST))
-    shape = InvertedShape(kind=config.index, lists=lists, code_bytes=config.index_bytes)
+    shape = InvertedShape(
+        kind=config.index,
+        lists=lists,
+        code_bytes=config.index_bytes,
+        of_residuals=not config.index_rerank,  # Where codes only propose, they may be coarse.
+    )
     trained = train(keys, shape, seed)
     sha256 = sha256_hex(trained)
     name = f"index/{sha256[:32]}.faiss"

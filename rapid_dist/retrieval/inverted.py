@@ -46,6 +46,9 @@ class InvertedShape:
     lists: int
     code_bytes: int = 32  # Of one vector, for ivf_pq.
     iterations: int = 10  # Of k-means.
+    # Codes stand for what is left of a vector when its centroid is taken away, and say more of it;
+    # of whole vectors, one table a query ranks the entries of all its lists.
+    of_residuals: bool = True
 
 
 def train(vectors: np.ndarray, shape: InvertedShape, seed: int) -> bytes:
@@ -68,6 +71,7 @@ def train(vectors: np.ndarray, shape: InvertedShape, seed: int) -> bytes:
                 f"got {len(vectors)}. Use flat, which is exact and fast at that size."
             )
         index = faiss.IndexIVFPQ(quantiser, dim, shape.lists, shape.code_bytes, _CODE_BITS)
+        index.by_residual = shape.of_residuals
         index.pq.cp.seed = seed
         index.pq.cp.min_points_per_centroid = 1  # Else FAISS prints that there are few.
     index.train(np.ascontiguousarray(vectors, np.float32))
