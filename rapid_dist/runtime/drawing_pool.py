@@ -1,6 +1,5 @@
 """Draws images from a released bundle on Ray's workers, each with a copy of the bundle."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,18 @@ AHEAD = 2  # Chunks that a worker has before it: one in work, one to go on with.
 class BundleWorker:
     """A ``DrawingWorker`` that brings its bundle: nodes need share no disk."""
 
-    def __init__(self, files: dict[str, bytes], device: str) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="rapid-bundle-"))
-        for name, content in files.items():
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        try:
-            self._worker = DrawingWorker(self._folder, device)  # After every checksum.
-        finally:
-            shutil.rmtree(self._folder)  # It is in memory now.
+    def __init__(self, stored: list[Any], device: str) -> None:
+        """``stored`` is a list of one reference, to the bundle's files by name.
+
+        In a list it is asked for here; as an argument of its own Ray would warn of restarts.
+        """
+        files: dict[str, bytes] = ray.get(stored[0])
+        with tempfile.TemporaryDirectory(prefix="rapid-bundle-") as folder:
+            for name, content in files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._worker = DrawingWorker(Path(folder), device)  # After every checksum.
 
     def draw(self, labels: Int64Array, seed: int, first_id: int) -> UInt8Array:
         return self._worker.draw(labels, seed, first_id)
@@ -61,7 +62,7 @@ def draw_on_ray(
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )(BundleWorker)
-        workers = [kind.remote(files, device) for _ in range(num_workers)]
+        workers = [kind.remote([files], device) for _ in range(num_workers)]
         parts: dict[int, UInt8Array] = {}
         busy: dict[ray.ObjectRef[UInt8Array], tuple[int, slice]] = {}
 
