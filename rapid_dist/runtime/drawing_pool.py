@@ -18,20 +18,24 @@ AHEAD = 2  # Chunks that a worker has before it: one in work, one to go on with.
 class BundleWorker:
     """A ``DrawingWorker`` that brings its bundle: nodes need share no disk."""
 
-    def __init__(self, stored: list[Any], device: str) -> None:
-        """``stored`` is a list of one reference, to the bundle's files by name.
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._worker: DrawingWorker | None = None
 
-        In a list it is asked for here; as an argument of its own Ray would warn of restarts.
+    def draw(self, stored: list[Any], labels: Int64Array, seed: int, first_id: int) -> UInt8Array:
+        """Draws as a ``DrawingWorker`` does.
+
+        ``stored`` is a list of one reference, to the bundle's files by name. It comes with the
+        work, so that a worker which was started anew has it, and is asked for once.
         """
-        files: dict[str, bytes] = ray.get(stored[0])
-        with tempfile.TemporaryDirectory(prefix="rapid-bundle-") as folder:
-            for name, content in files.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            self._worker = DrawingWorker(Path(folder), device)  # After every checksum.
-
-    def draw(self, labels: Int64Array, seed: int, first_id: int) -> UInt8Array:
+        if self._worker is None:
+            files: dict[str, bytes] = ray.get(stored[0])
+            with tempfile.TemporaryDirectory(prefix="rapid-bundle-") as folder:
+                for name, content in files.items():
+                    path = Path(folder, name)
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+                self._worker = DrawingWorker(Path(folder), self._device)  # After every checksum.
         return self._worker.draw(labels, seed, first_id)
 
 
@@ -62,7 +66,7 @@ def draw_on_ray(
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )(BundleWorker)
-        workers = [kind.remote([files], device) for _ in range(num_workers)]
+        workers = [kind.remote(device) for _ in range(num_workers)]
         parts: dict[int, UInt8Array] = {}
         busy: dict[ray.ObjectRef[UInt8Array], tuple[int, slice]] = {}
 
@@ -70,7 +74,8 @@ def draw_on_ray(
             if waiting:
                 part = waiting.pop(0)
                 start = first_id + part.start
-                busy[workers[number].draw.remote(labels[part], seed, start)] = (number, part)
+                drawn = workers[number].draw.remote([files], labels[part], seed, start)
+                busy[drawn] = (number, part)
 
         for _ in range(AHEAD):
             for number in range(num_workers):
