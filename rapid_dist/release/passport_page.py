@@ -129,8 +129,8 @@ def _audit_section(audit: Mapping[str, Any]) -> Section:
     body = facts(pairs) + paragraph(
         "The code of this release was tried with this recipe on public stand-ins: "
         f"{', '.join(audit['checks'])}. The bound is what a guesser could prove of planted "
-        "canaries; it lies below the claim in a right mechanism, often far below, and proves "
-        "nothing of it.",
+        "canaries; it lies below the claim in a right mechanism, often far below, and is no "
+        "proof of the claim.",
         "note",
     )
     return Section(key="audit", title="Audit of the code", body=body)
@@ -139,6 +139,17 @@ def _audit_section(audit: Mapping[str, Any]) -> Section:
 def _not_here_section(passport: Mapping[str, Any]) -> Section:
     """What a reader may look for, and where it is instead."""
     told = passport["contamination"]
+    looked = "This method uses no public data." if not passport["public_data"] else _looked(told)
+    body = (
+        "<h3>Memorisation</h3>"
+        + paragraph(MEMORISATION)
+        + "<h3>Private images in public data</h3>"
+        + paragraph(looked)
+    )
+    return Section(key="internal", title="Memorisation and near-duplicates", body=body)
+
+
+def _looked(told: Mapping[str, Any]) -> str:
     looked = (
         "Before private training the public images were searched for near-duplicates of private "
         f"ones, with policy {told['policy']}. "
@@ -155,13 +166,7 @@ def _not_here_section(passport: Mapping[str, Any]) -> Section:
         )
     else:
         looked += "What was found is internal, and nothing was decided by it."
-    body = (
-        "<h3>Memorisation</h3>"
-        + paragraph(MEMORISATION)
-        + "<h3>Private images in public data</h3>"
-        + paragraph(looked)
-    )
-    return Section(key="internal", title="Memorisation and near-duplicates", body=body)
+    return looked
 
 
 def _data_section(passport: Mapping[str, Any]) -> Section:
@@ -206,7 +211,7 @@ def _code_section(passport: Mapping[str, Any]) -> Section:
     body = (
         table("", ["what", "SHA-256"], hashes, numbers_from=9)
         + paragraph(
-            "The code is in code/ of the bundle, every setting of the recipe in passport.json. "
+            "The code is in code/ of the bundle, what shaped the model in passport.json. "
             "Training, audit and release were made by the same code; a ledger's entry names it.",
             "note",
         )

@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import ConfigError, RapidError
+from rapid_dist.release import server
 from rapid_dist.release.bundle import open_bundle, verify_bundle
 from rapid_dist.release.model_code import MODEL_CODE
 
@@ -151,13 +152,26 @@ def connect(tracking_uri: str) -> MlflowClient:
         raise ConfigError(
             f"There is no registry at {tracking_uri}. Name another with --tracking-uri."
         )
-    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        return server.connect(tracking_uri)
+    except OSError as error:
+        raise RapidError(
+            f"The registry at {tracking_uri} does not answer ({error}). Check --tracking-uri."
+        ) from None
 
 
-def promote(tracking_uri: str, name: str, version: int) -> None:
+def candidate_of(tracking_uri: str, name: str) -> int | None:
+    """Returns the version that waits to be released, if one does."""
+    return _aliases(connect(tracking_uri), name).get(CANDIDATE)
+
+
+def promote(tracking_uri: str, name: str, version: int, waiting: int | None = None) -> None:
     """Makes a candidate the released version; the one before it is superseded.
 
     The alias moves before anything is said of it, so there is never a moment without one.
+
+    Args:
+      waiting: another run's candidate, which keeps waiting.
     """
     client = connect(tracking_uri)
     before = _aliases(client, name)
@@ -165,7 +179,9 @@ def promote(tracking_uri: str, name: str, version: int) -> None:
     client.set_model_version_tag(name, str(version), STATUS, RELEASED)
     if before.get(RELEASED, version) != version:
         client.set_model_version_tag(name, str(before[RELEASED]), STATUS, "superseded")
-    if CANDIDATE in before:
+    if waiting is not None:
+        client.set_registered_model_alias(name, CANDIDATE, str(waiting))
+    elif CANDIDATE in before:
         client.delete_registered_model_alias(name, CANDIDATE)
 
 

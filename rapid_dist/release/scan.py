@@ -74,8 +74,11 @@ def internal_traces(
             continue
         data = path.read_bytes()
         if path.suffix == ".json":
-            named = sorted(set(_fields(json.loads(data))) & INTERNAL_FIELDS)
-            found += [f"{name} has the field {field!r}" for field in named[:_MOST_NAMED]]
+            try:
+                named = sorted(set(_fields(json.loads(data))) & INTERNAL_FIELDS)
+                found += [f"{name} has the field {field!r}" for field in named[:_MOST_NAMED]]
+            except ValueError:
+                found.append(f"{name} is no JSON")
         if path.suffix not in _TEXT:
             # Arrays and weights are bytes of any kind; what can be read in them is their names.
             data = b" ".join(re.findall(rb"[\x20-\x7e]{6,}", data))

@@ -225,7 +225,7 @@ def _bundle_fault(
             "The bundle is not the one that the run registered: its files or its checksums were "
             "changed. Give `rapid-dist run` into another --out, or bring the bundle back."
         )
-    stated = json.loads((bundle / "model.json").read_text()).get("privacy", {})
+    stated = _stated(bundle)
     if stated.get("run") != run:
         return f"The bundle is of run {stated.get('run')!r}, this one is {run!r}."
     if is_secret(selection) and stated.get("dataset_epsilon"):
@@ -234,6 +234,12 @@ def _bundle_fault(
             "price rests on that being secret. Make the bundle anew without it."
         )
     return ""
+
+
+def _stated(bundle: Path) -> dict[str, Any]:
+    """What the bundle says of privacy; nothing if it cannot be read, a fault of its own."""
+    privacy = _json(open_storage(bundle), "model.json").get("privacy")
+    return privacy if isinstance(privacy, dict) else {}
 
 
 def _known_heads(
@@ -245,9 +251,7 @@ def _known_heads(
 ) -> set[str]:
     """Every head of this ledger that was written down anywhere: none may be missing."""
     heads = {summary.get("privacy", {}).get("ledger_head")}
-    if (bundle / "model.json").is_file():
-        stated = json.loads((bundle / "model.json").read_text()).get("privacy", {})
-        heads.add(stated.get("ledger_head"))
+    heads.add(_stated(bundle).get("ledger_head"))
     heads.add(_json(storage, "release.json").get("ledger_head"))
     with contextlib.suppress(ConfigError, KeyError):  # Without a registry it is refused for that.
         heads |= ledger_heads(registry["tracking_uri"], recipe.data.private.name)

@@ -30,6 +30,7 @@ from rapid_dist.release.registry import (
     CANDIDATE,
     RELEASED,
     STATUS,
+    candidate_of,
     promote,
     register_model,
     run_of,
@@ -194,6 +195,7 @@ def _register(finished: Finished, target: Path, verified: Verified) -> tuple[str
         "release.key": passport["signer"]["key"],
         STATUS: CANDIDATE,
     }
+    waiting = candidate_of(uri, model)
     name, version = register_model(
         target,
         run_of(uri, model, int(registry["version"])),
@@ -206,7 +208,7 @@ def _register(finished: Finished, target: Path, verified: Verified) -> tuple[str
             "passport.html in its bundle says what that means and how to check it."
         ),
     )
-    promote(uri, name, version)
+    promote(uri, name, version, None if waiting == int(registry["version"]) else waiting)
     return name, version
 
 

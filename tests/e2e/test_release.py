@@ -22,7 +22,12 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.release.checksums import write_checksums
 from rapid_dist.release.gate import QUESTIONS
 from rapid_dist.release.generator import Generator
-from rapid_dist.release.registry import released_versions
+from rapid_dist.release.registry import (
+    candidate_of,
+    promote,
+    register_model,
+    released_versions,
+)
 from rapid_dist.runtime import pipeline, releasing
 from rapid_dist.runtime.audit import audit_content
 
@@ -143,6 +148,8 @@ def _quality_in_bundle(out: Path) -> None:
         (_edit_weights, (), {"bundle_whole": "not the one that the run registered"}),
         (_link_internal, (),
          {"bundle_whole": "extra.json is unlisted", "bundle_not_internal": "no file of a bundle"}),
+        (lambda out: (out / "bundle" / "model.json").write_text("{"), (),
+         {"bundle_whole": "model.json has changed", "bundle_not_internal": "no JSON"}),
         (_quality_in_bundle, (),
          {"bundle_whole": "model.json has changed", "bundle_not_internal": "figures"}),
         (lambda out: None, ("release.noise=secure",), {"noise_as_demanded": "5 of 5 releases"}),
@@ -266,6 +273,26 @@ def _stranger_verifies(bundle: Path, public: Path, scratch: Path) -> None:
     )
     assert done.returncode == 4
     assert "README.md has changed" in done.stderr
+
+
+def test_another_runs_candidate_keeps_waiting(finished: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{finished.parent}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    registry = json.loads((finished / "registry.json").read_text())
+    run_id = client.get_model_version(registry["name"], "1").run_id
+    for _ in range(2):
+        tags = {f"dp.{key}": "1" for key in ("epsilon", "delta", "relation", "unit", "ledger_head")}
+        register_model(
+            finished / "bundle", run_id, "two", tags, tracking_uri=uri, alias="candidate"
+        )
+    assert candidate_of(uri, "two") == 2
+    promote(uri, "two", 1, waiting=2)
+    assert client.get_registered_model("two").aliases == {"candidate": 2, "released": 1}
+    promote(uri, "two", 2)
+    assert client.get_registered_model("two").aliases == {"released": 2}
+    assert [(one.version, one.status) for one in released_versions(uri, "two")] == [
+        (1, "superseded"), (2, "released"),
+    ]  # fmt: skip
 
 
 def test_the_gate_refuses_a_place_without_a_run_and_leaves_it_alone(tmp_path: Path) -> None:

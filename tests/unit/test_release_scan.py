@@ -75,3 +75,8 @@ def test_a_run_own_bundle_may_hold_the_model_alone(tmp_path: Path) -> None:
 def test_numbers_that_stand_everywhere_tell_nothing() -> None:
     content = {"a": [0.5, 1, True, 12.25, "0.1234567"], "b": {"c": 0.1234567}}
     assert list(figures_of(content)) == ["0.1234567"]
+
+
+def test_a_file_that_cannot_be_read_is_named_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text("{")
+    assert _traces(tmp_path) == ["model.json is no JSON"]
