@@ -20,6 +20,7 @@ from rapid_dist.cli.generate import add_generate
 from rapid_dist.cli.ledger import add_ledger
 from rapid_dist.cli.release import add_release
 from rapid_dist.cli.stages import add_stages
+from rapid_dist.cli.sweep import add_sweep
 from rapid_dist.errors import ConfigError, RapidError
 
 INTERRUPTED = 130  # What typer makes of Ctrl-C.
@@ -74,6 +75,7 @@ def build_app() -> typer.Typer:
     add_stages(app)
     add_generate(app)
     add_gallery(app)
+    add_sweep(app)
     add_audit(app)
     add_ledger(app)
     add_release(app)

@@ -142,6 +142,8 @@ class Price:
     trials: int | None = None  # None where their number is secret.
     runs: RunsConfig | None = None
     accountant: str
+    # Of all that was ever released from the data set, where the ledger may not be told; else None.
+    dataset_epsilon: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -218,12 +220,19 @@ def price_composition(
 
 
 def price_selection(
-    possible: Sequence[Candidate], runs: RunsConfig, delta: float, *, trial_epsilon: float
+    possible: Sequence[Candidate],
+    runs: RunsConfig,
+    delta: float,
+    *,
+    trial_epsilon: float,
+    others: Sequence[Event] = (),
 ) -> Price:
     """Returns the price of the best of K runs, K secret, each drawn and run alike.
 
     Args:
       possible: everything that one run can be.
+      others: what the data set's ledger holds beside the sweep's own runs. With them the sweep is
+        one mechanism, whatever the number of its runs.
 
     Raises:
       BudgetError: dp_accounting prices the same choice higher, so no epsilon can be claimed.
@@ -239,7 +248,8 @@ def price_selection(
                     "discrete noise costs beside it is bounded for a known number of runs. Set "
                     "privacy.noise to fast, or choose another promise."
                 )
-    epsilon = _epsilon(_selected(_largest(possible), runs), delta)
+    curve = _selected(_largest(possible), runs)
+    epsilon = _epsilon(curve, delta)
     for one in possible:
         for part in (one.training, one.score):
             theirs = _library_epsilon(part, runs, delta)
@@ -256,6 +266,7 @@ def price_selection(
         trial_epsilon=trial_epsilon,
         runs=runs,
         accountant=f"RDP, Papernot and Steinke 2022, Theorem {theorem}",
+        dataset_epsilon=_epsilon(curve + _curve(others), delta) if others else epsilon,
     )
 
 

@@ -25,6 +25,7 @@ from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
+from rapid_dist.runtime.chosen import as_chosen, claim_of_chosen, in_bundle, is_secret, selection_of
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.lineage import lineage_of
@@ -207,8 +208,9 @@ def _context(
         backend=backend,
         device=backend.device,
         memory_gb=recipe.runtime.memory_gb,
-        privacy=lambda: results.privacy_figures(
-            recipe, prepared.plan, _claim(prepared, directory)[1]
+        privacy=lambda: in_bundle(
+            results.privacy_figures(recipe, prepared.plan, _claim(prepared, directory)[1]),
+            selection_of(directory.storage),
         ),
         versions=results.versions(),
         report=figures.on_report,
@@ -242,7 +244,9 @@ def _finish(
     """Registers the model, writes the pages, and returns the summary."""
     recipe = prepared.recipe
     ledger, claimed = _claim(prepared, directory)
-    privacy = results.privacy_figures(recipe, prepared.plan, claimed)
+    selection = selection_of(directory.storage)
+    claimed = claim_of_chosen(claimed, selection)
+    privacy = as_chosen(results.privacy_figures(recipe, prepared.plan, claimed), selection)
     quality = json.loads(directory.internal.read("quality.json"))
     registry = directory.read_json("registry.json")
     has_bundle = context.out.child(sampling_stages.BUNDLE).exists("checksums.json")
@@ -266,13 +270,14 @@ def _finish(
         contamination=contamination_stage.told(context),
     )
     spent = spend(ledger.events(directory.run), claimed.budget.delta)
-    assert spent.reported[-1] == privacy["epsilon"], "The curve ends where the claim stands."
+    assert spent.reported[-1] == claimed.spent.reported, "The curve ends where the claim stands."
     directory.storage.write(results.SPEND, results.spend_lines(spent))
     curve = results.epsilon_curve(spent, claimed.budget.epsilon)
     results.write_pages(
         context, summary, claimed, curve, quality, price_per_hour=recipe.runtime.price_per_hour
     )
-    entries = results.ledger_of(ledger, directory.run)
+    # Their places on the ledger would tell how many runs there were beside a chosen one.
+    entries = [] if is_secret(selection) else results.ledger_of(ledger, directory.run)
     record_lineage(directory, tracked, lineage_of(context, ledger, directory.run), registry)
     record_results(directory, tracked, summary, spent, entries)
     return summary

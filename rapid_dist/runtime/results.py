@@ -183,11 +183,12 @@ def write_pages(
     """Writes samples.png, report.html and internal/report.html."""
     settings = context.settings
     names = sampling_stages.class_names(settings)
+    chosen = summary["privacy"].get("selection")
     samples = _image_set(context, f"{sampling_stages.SAMPLES}/samples.npz")
     context.out.write("samples.png", samples_png(samples, names))
     inputs: dict[str, Any] = {
         "summary": summary,
-        "claim": claim.sentences,
+        "claim": (*([chosen["sentence"]] if chosen else []), *claim.sentences),
         "created": date.today().isoformat(),
         "class_names": names,
         "samples": samples,

@@ -1,0 +1,88 @@
+"""`rapid-dist sweep`."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rapid_dist.cli.options import (
+    DebugOption,
+    DryRunOption,
+    JsonOption,
+    OutOption,
+    RecipeOption,
+    SetOption,
+    load,
+)
+
+if TYPE_CHECKING:
+    from rapid_dist.runtime.sweep import PreparedSweep
+
+SWEEP = "Try many settings at one epsilon, choose one, and say what choosing it cost."
+
+
+def add_sweep(app: typer.Typer) -> None:
+    """Adds `sweep`."""
+    app.command("sweep", help=SWEEP)(sweep)
+
+
+def sweep(
+    recipe: RecipeOption,
+    overrides: SetOption = None,
+    out: OutOption = "",
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    from rapid_dist.runtime.sweep import prepare_sweep, run_sweep
+
+    loaded = load(recipe, overrides)
+    out = out or f"runs/{loaded.name}-sweep"
+    if dry_run:
+        _print_prepared(prepare_sweep(loaded, out), as_json)
+        return
+    result = run_sweep(loaded, out)
+    print_sweep(result)
+    if as_json:
+        print(json.dumps(result))
+
+
+def print_sweep(result: dict[str, Any]) -> None:
+    """Prints the trials as a table, unless their number is secret, and what was chosen."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rapid_dist.release.sweep_page import score_name, trial_rows
+
+    winner, trials = result["winner"], result["trials"]
+    if trials:
+        settings = list(trials[0]["point"])
+        table = Table("trial", *settings, "steps", "noise", score_name(result["promise"]),
+                      "seconds", "state")  # fmt: skip
+        for trial, row in zip(trials, trial_rows(trials, settings), strict=True):
+            style = "bold" if trial["number"] == winner["number"] else None
+            table.add_row(*(escape(cell) for cell in row), style=style)
+        Console().print(table)
+    point = ", ".join(f"{name}={value}" for name, value in winner["point"].items())
+    print(f"chosen     {point}")
+    print(f"price      {result['price']['sentence']}")
+    print(f"recipe     {winner['recipe']}")
+    if winner["run"]:
+        print(f"model      {winner['run']}")
+    print(f"page       {result['page']}")
+
+
+def _print_prepared(prepared: "PreparedSweep", as_json: bool) -> None:
+    from rapid_dist.config import to_yaml
+
+    described = prepared.described()
+    print(to_yaml(prepared.recipe))
+    for name, values in described["space"].items():
+        print(f"{name:<26} {values}")
+    for name, value in described["places"].items():
+        print(f"{name:<10} {value}")
+    price = described["price"]
+    print(f"price      {price['sentence'] if price else 'known when the trials are'}")
+    if as_json:
+        print(json.dumps(described, default=str))

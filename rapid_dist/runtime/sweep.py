@@ -1,0 +1,386 @@
+"""``rapid-dist sweep``: many trials at one epsilon, one chosen, and what the choice itself costs.
+
+    DIR/config.yaml     the recipe with its section ``sweep``; another one is refused
+    DIR/sweep.json      what came of it, price included
+    DIR/winner.yaml     the chosen recipe, for `rapid-dist run`
+    DIR/chosen/         of a sweep on private data: the chosen model's run directory
+    DIR/sweep.html      table and plots
+    DIR/trials/         the book, and a folder a trial
+    DIR/proxy/          the public images that play the private part
+
+In promise ``public_proxy`` no private image is opened. In ``repeat_and_select`` nothing but the
+chosen model and the price may be seen: book, trials, table and page lie in ``internal/``.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rapid_dist.config import Recipe, method_settings, to_tree, to_yaml
+from rapid_dist.errors import ConfigError, RapidError
+from rapid_dist.methods.sweep_proxy import Proxy, make_proxy
+from rapid_dist.methods.sweep_settings import Point, random_point, variants
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import Event
+from rapid_dist.privacy.selection import (
+    SELECTION,
+    Candidate,
+    Price,
+    price_composition,
+    price_public,
+    price_selection,
+)
+from rapid_dist.runtime.backend import needs
+from rapid_dist.runtime.cluster import Needs, cluster_resources, session
+from rapid_dist.runtime.lock import locked
+from rapid_dist.runtime.progress import Progress
+from rapid_dist.runtime.run_directory import Places, places, require_writable
+from rapid_dist.runtime.signals import stop_on_sigterm
+from rapid_dist.runtime.sweep_book import Book, Trial
+from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
+from rapid_dist.runtime.sweep_results import PAGE, record_sweep, write_page
+from rapid_dist.runtime.sweep_search import Listed, Proposer, Space, proposer_of
+from rapid_dist.runtime.sweep_trial import TrialJob, build_public, run_trial, score_run
+from rapid_dist.runtime.sweep_tune import describe_failure, run_on_tune
+from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
+
+CHOSEN = "chosen"
+DRAWN = "internal/drawn.json"  # How many runs, and which: secret, kept so that a sweep can go on.
+_MOST_REDRAWN = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSweep:
+    """A sweep that has been checked as far as it can be without starting anything."""
+
+    recipe: Recipe
+    places: Places
+    space: Space
+
+    def described(self) -> dict[str, Any]:
+        """Returns the configuration, and the price where it is known beforehand."""
+        price = self.price_beforehand()
+        return {
+            "recipe": to_tree(self.recipe),
+            "space": to_tree(self.recipe)["sweep"]["space"] or self.space,
+            "places": asdict(self.places),
+            "price": None if price is None else {**asdict(price), "sentence": price.sentence},
+        }
+
+    def price_beforehand(self) -> Price | None:
+        """Returns the price where it does not depend on the trials that there will be."""
+        recipe = self.recipe
+        if recipe.sweep.promise == "public_proxy":
+            return price_public(
+                recipe.privacy.epsilon, recipe.privacy.delta, recipe.sweep.num_trials
+            )
+        if recipe.sweep.promise == "repeat_and_select":
+            return self.price_of_best(_planner(self, None))
+        return None
+
+    def price_of_best(self, planner: Planner, others: Sequence[Event] = ()) -> Price:
+        """Returns the price of the best of a secret number of runs.
+
+        Args:
+          others: what the ledger holds beside the sweep's own runs.
+        """
+        privacy = self.recipe.privacy
+        return price_selection(
+            planner.possible(self.space),
+            self.recipe.sweep.runs,
+            privacy.delta,
+            trial_epsilon=privacy.epsilon,
+            others=others,
+        )
+
+
+def prepare_sweep(recipe: Recipe, out: str) -> PreparedSweep:
+    """Checks a sweep without starting it; raises ConfigError in one line."""
+    if recipe.runtime.debug:
+        raise ConfigError(
+            "runtime.debug may log private values, and a sweep compares many runs. Set it to false."
+        )
+    if recipe.sweep.scheduler == "asha" and recipe.runtime.backend == "process":
+        raise ConfigError(
+            "sweep.scheduler=asha is Ray Tune's, but runtime.backend is 'process'. Set it to ray, "
+            "with sweep.runner=process for trials of one process each."
+        )
+    space = space_of(recipe)
+    check_sweep(recipe, space)
+    return PreparedSweep(recipe=recipe, places=places(recipe, out), space=space)
+
+
+def run_sweep(recipe: Recipe, out: str, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Runs what is left of a sweep, and returns sweep.json.
+
+    The same command goes on where the last one stopped: trials that ended are not run again, and
+    what a private trial has charged stands.
+    """
+    prepared = prepare_sweep(recipe, out)
+    require_writable(prepared.places)
+    with locked(prepared.places.out), ExitStack() as open_things:
+        storage = open_storage(prepared.places.out)
+        _admit(recipe, storage)
+        finished = _read(storage, "sweep.json")
+        if finished:
+            return finished
+        progress = open_things.enter_context(progress or Progress())
+        if recipe.runtime.backend == "ray":
+            open_things.enter_context(session(_needs(recipe)))
+        open_things.enter_context(stop_on_sigterm())
+        proxy = _proxy(prepared)
+        planner = _planner(prepared, proxy)
+        name = _declare(prepared, storage)
+        home = _home(prepared)
+        proposer = _proposer(prepared, planner)
+        book = Book(home.child("trials"), planner, proposer)
+        _make_public_stages(prepared, planner, progress)
+        _run_trials(prepared, book, progress)
+        result, winner = _conclude(prepared, planner, book, name)
+        write_page(home, result, book.trials(), winner)
+        record_sweep(prepared.places.out, recipe, result, book.trials(), winner)
+        storage.write("sweep.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
+        return result
+
+
+def _run_trials(prepared: PreparedSweep, book: Book, progress: Progress) -> None:
+    recipe = prepared.recipe
+    secret = recipe.sweep.promise == "repeat_and_select"
+
+    def changed() -> None:
+        trials = book.trials()
+        ended = sum(trial.state != "started" for trial in trials)
+        if not secret:  # Their number would be seen.
+            progress.update("trials", ended, max(len(trials), recipe.sweep.num_trials))
+
+    if recipe.runtime.backend == "ray":
+        run_on_tune(book, recipe.sweep, recipe.runtime, cluster_resources(), changed)
+    else:
+        while (job := book.next()) is not None:
+            try:
+                for rung in run_trial(job):
+                    book.rung(job.number, rung)
+            except Exception as error:
+                book.failed(job.number, describe_failure(error))
+            changed()
+    if any(trial.state == "started" for trial in book.trials()):
+        raise RapidError("The sweep was cut off. Run the same command again to go on.")
+
+
+def _conclude(
+    prepared: PreparedSweep, planner: Planner, book: Book, name: str
+) -> tuple[dict[str, Any], int]:
+    """Chooses, prices the choice and writes the chosen recipe; returns sweep.json and who won."""
+    recipe, trials = prepared.recipe, book.trials()
+    done = [trial for trial in trials if trial.state == "done" and trial.score is not None]
+    if not done:
+        if recipe.sweep.promise == "repeat_and_select":  # Saying how many failed says how many ran.
+            raise RapidError("No model can leave this sweep: none of its secret runs has a score.")
+        raise RapidError(
+            f"None of {len(trials)} trials has a score. The last one: {trials[-1].reason}"
+            if trials
+            else "The sweep has no trial. Widen sweep.space."
+        )
+    best = max(done, key=lambda trial: (trial.score, -trial.number))
+    price = _price(prepared, planner, trials)
+    chosen = planner.chosen(best.number, best.point)
+    storage = open_storage(prepared.places.out)
+    storage.write("winner.yaml", to_yaml(chosen).encode())
+    told = {**asdict(price), "sentence": price.sentence}
+    place = None
+    if planner.proxy is None:
+        place = f"{prepared.places.out}/{CHOSEN}"
+        _hand_over(planner.job(best.number, best.point), place, told)
+    secret = recipe.sweep.promise == "repeat_and_select"
+    result = {
+        "name": name,
+        "recipe": recipe.name,
+        "dataset": recipe.data.private.name,
+        "promise": recipe.sweep.promise,
+        "search": recipe.sweep.search,
+        "scheduler": recipe.sweep.scheduler,
+        "proxy": None if planner.proxy is None else planner.proxy.told,
+        "price": told,
+        "winner": {
+            "number": None if secret else best.number,
+            "point": best.point,
+            "score": best.score,
+            "steps": best.steps,
+            "noise_multiplier": best.noise_multiplier,
+            "expected_batch": best.expected_batch,
+            "recipe": f"{prepared.places.out}/winner.yaml",
+            "run": place,  # Of a private trial: its run directory, without what lost.
+        },
+        "page": f"{planner.home}/{PAGE}",
+        "trials": None if secret else [asdict(trial) for trial in trials],
+    }
+    return result, best.number
+
+
+def _price(prepared: PreparedSweep, planner: Planner, trials: list[Trial]) -> Price:
+    recipe = prepared.recipe
+    privacy, sweep = recipe.privacy, recipe.sweep
+    started = [trial for trial in trials if trial.state != "pruned"]
+    if sweep.promise == "public_proxy":
+        return price_public(privacy.epsilon, privacy.delta, len(started))
+    ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
+    if sweep.promise == "repeat_and_select":
+        own = {run for trial in trials for run in _runs(planner, trial)}
+        others = [e.event for e in ledger.entries() if e.event is not None and e.run not in own]
+        return prepared.price_of_best(planner, others)
+    charged = [_charged(ledger, planner, trial) for trial in started]
+    return price_composition(
+        [one for one in charged if one.training],
+        privacy.delta,
+        trial_epsilon=privacy.epsilon,
+        possible=planner.possible(prepared.space) if sweep.search == "optuna" else (),
+    )
+
+
+def _charged(ledger: Ledger, planner: Planner, trial: Trial) -> Candidate:
+    """Returns what the ledger says of a trial, one that failed included."""
+    run, score = _runs(planner, trial)
+    return Candidate(training=tuple(ledger.events(run)), score=tuple(ledger.events(score)))
+
+
+def _runs(planner: Planner, trial: Trial) -> tuple[str, str]:
+    """Returns the names under which the ledger has a trial and its score."""
+    content = _read(open_storage(f"{planner.folder(trial.number)}/run"), "run.json")
+    run = str(content.get("run", ""))
+    return run, score_run(run)
+
+
+def _hand_over(job: TrialJob, place: str, told: dict[str, Any]) -> None:
+    """Copies the chosen trial to a run directory of its own, whose name says nothing of the others.
+
+    It lacks samples and bundle, which made no claim: `rapid-dist run` makes them with the price.
+    """
+    run = open_storage(job.out)
+    plain, own = open_storage(place), open_storage(place, private=True)
+    for name in run.list():
+        if not name.startswith(("bundle/", "samples/", "stages/generate", "run.lock")):
+            (own if name.startswith("internal/") else plain).write(name, run.read(name))
+    plain.write(SELECTION, json.dumps(told, indent=2).encode() + b"\n")
+
+
+def _proposer(prepared: PreparedSweep, planner: Planner) -> Proposer:
+    recipe = prepared.recipe
+    if recipe.sweep.promise != "repeat_and_select":
+        return proposer_of(recipe.sweep, prepared.space, seed=recipe.seed)
+    return Listed(_drawn(prepared, planner))
+
+
+def _drawn(prepared: PreparedSweep, planner: Planner) -> list[Point]:
+    """Draws, once, how many runs there are and each of their points, apart and alike.
+
+    A point that no budget can meet is drawn again, which no data has a part in.
+    """
+    own = open_storage(prepared.places.out, private=True)
+    content = _read(own, DRAWN)
+    if not content:
+        key = SecretKey.generate()
+        generator = key.generator("points of a sweep")
+        number = prepared.recipe.sweep.runs.draw(key)
+        points = [_possible_point(prepared.space, planner, generator) for _ in range(number)]
+        own.write(DRAWN, json.dumps({"points": points}).encode())
+        content = _read(own, DRAWN)
+    points = content["points"]
+    assert isinstance(points, list)
+    return points
+
+
+def _possible_point(space: Space, planner: Planner, generator: np.random.Generator) -> Point:
+    for _ in range(_MOST_REDRAWN):
+        point = random_point(space, generator)
+        try:
+            planner.plan_of(point)
+        except RapidError:
+            continue
+        return point
+    raise ConfigError(f"Of {_MOST_REDRAWN} points of sweep.space none is possible. Change it.")
+
+
+def _make_public_stages(prepared: PreparedSweep, planner: Planner, progress: Progress) -> None:
+    """Makes the public stages of all points, so that no two trials make the same at once."""
+    for number, point in enumerate(variants(prepared.space, public=True)):
+        build_public(planner.public_job(number, point))
+        progress.note(f"public stages of {point or 'all trials'} are there")
+
+
+def _proxy(prepared: PreparedSweep) -> Proxy | None:
+    recipe = prepared.recipe
+    if recipe.sweep.promise != "public_proxy":
+        return None
+    settings = method_settings(recipe)
+    return make_proxy(
+        recipe.sweep.proxy,
+        settings.private,
+        settings.public,
+        settings.data_root,
+        open_storage(prepared.places.out).child("proxy"),
+        seed=recipe.seed,
+    )
+
+
+def _planner(prepared: PreparedSweep, proxy: Proxy | None) -> Planner:
+    secret = prepared.recipe.sweep.promise == "repeat_and_select"
+    home = f"{prepared.places.out}/internal" if secret else prepared.places.out
+    return Planner(recipe=prepared.recipe, places=prepared.places, home=home, proxy=proxy)
+
+
+def _home(prepared: PreparedSweep) -> Storage:
+    """Returns where book, table and page lie: for the owner alone where their number is secret."""
+    if prepared.recipe.sweep.promise == "repeat_and_select":
+        return open_storage(prepared.places.out, private=True).child("internal")
+    return open_storage(prepared.places.out)
+
+
+def _needs(recipe: Recipe) -> Needs:
+    if recipe.sweep.runner == "process":
+        return Needs(cpus=max(recipe.runtime.threads_per_worker, os.cpu_count() or 1))
+    return needs(recipe.runtime)
+
+
+def _declare(prepared: PreparedSweep, storage: Storage) -> str:
+    """Names the sweep and, where it is on private data, tells the ledger of it before any trial."""
+    found = _read(storage, "name.json")
+    if found:
+        return str(found["name"])
+    recipe = prepared.recipe
+    name = f"{recipe.name}-sweep-{secrets.token_hex(4)}"
+    if recipe.sweep.promise != "public_proxy":
+        runs = recipe.sweep.runs
+        how = f" runs={runs.kind} mean={runs.mean:g}" if "repeat" in recipe.sweep.promise else ""
+        Ledger.open(prepared.places.ledger, recipe.data.private.name).append(
+            "note", name, attempt=0, note=f"sweep promise={recipe.sweep.promise}{how}"
+        )
+    storage.write("name.json", json.dumps({"name": name}).encode())
+    return name
+
+
+def _admit(recipe: Recipe, storage: Storage) -> None:
+    """Begins a sweep's directory, or goes on with it; refuses one of another sweep."""
+    text = to_yaml(recipe).encode()
+    try:
+        storage.create("config.yaml", text)
+    except AlreadyExists:
+        if storage.read("config.yaml") != text:
+            raise ConfigError(
+                f"{storage.uri} was begun by another sweep. Use another --out, or the settings in "
+                "its config.yaml."
+            ) from None
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(storage.read(name))
+    except StorageMissing:
+        return {}
+    return content

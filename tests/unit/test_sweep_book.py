@@ -1,0 +1,123 @@
+"""The book of a sweep: what is pruned, gone on with, given up, and never tried twice."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rapid_dist.config import load_recipe
+from rapid_dist.errors import ConfigError
+from rapid_dist.methods.sweep_proxy import Proxy
+from rapid_dist.methods.sweep_settings import Point
+from rapid_dist.runtime.run_directory import Places
+from rapid_dist.runtime.sweep_book import Book
+from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
+from rapid_dist.runtime.sweep_search import Listed
+from rapid_dist.runtime.sweep_trial import Rung
+from rapid_dist.storage import LocalStorage
+
+SOLVED = ["sweep.solve=noise_multiplier", "privacy.expected_batch=32"]
+
+
+@dataclass
+class Listening(Listed):
+    """A list that remembers what it was told."""
+
+    points: list[Point]
+    told: dict[int, float | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.points)
+
+    def tell(self, number: int, point: Point, score: float | None) -> None:
+        assert number not in self.told, "Told twice."
+        self.told[number] = score
+
+
+def _planner(tmp_path: Path, *overrides: str, proxy: Proxy | None = None) -> Planner:
+    recipe = load_recipe("digits", [*SOLVED, *overrides])
+    where = Places(out=str(tmp_path), public=f"{tmp_path}/public", ledger=f"{tmp_path}/ledger")
+    return Planner(recipe=recipe, places=where, home=str(tmp_path), proxy=proxy)
+
+
+def _rung(score: float, fraction: float = 1.0) -> Rung:
+    return Rung(fraction=fraction, score=score, seconds={"train": 2.0}, run="r")
+
+
+def _steps(*values: int) -> list[dict[str, Any]]:
+    return [{"privacy.steps": value} for value in values]
+
+
+def test_an_impossible_point_is_pruned_with_its_reason_and_never_starts(tmp_path: Path) -> None:
+    points: list[Point] = [{"split.split_step": 900}, {"train.learning_rat": 1}, *_steps(3)]
+    book = Book(LocalStorage(tmp_path / "b"), _planner(tmp_path), Listening(points))
+    job = book.next()
+    assert job is not None
+    assert job.number == 2
+    assert [trial.state for trial in book.trials()] == ["pruned", "pruned", "started"]
+    assert "split.split_step must lie between" in book.trials()[0].reason
+    assert "train.learning_rat" in book.trials()[1].reason
+    assert book.next() is None
+
+
+def test_every_trial_meets_the_budget_whatever_its_point(tmp_path: Path) -> None:
+    planner = _planner(tmp_path)
+    for point in _steps(3, 12):
+        solved = planner.plan_of(point)
+        assert solved.dp_sgd is not None
+        assert solved.dp_sgd.steps == point["privacy.steps"]
+        assert 9.9 < solved.epsilons.reported <= 10
+
+
+def test_a_trial_that_would_take_too_long_is_pruned(tmp_path: Path) -> None:
+    planner = _planner(tmp_path, "sweep.solve=steps", "sweep.most_steps=20")
+    with pytest.raises(ConfigError, match=r"sweep\.most_steps is 20"):
+        planner.plan_of({"privacy.noise_multiplier": 2.0})
+
+
+def test_a_book_that_is_opened_again_goes_on_with_what_was_cut_off(tmp_path: Path) -> None:
+    planner, storage = _planner(tmp_path), LocalStorage(tmp_path / "b")
+    first = Book(storage, planner, Listening(_steps(3, 4, 5, 6)))
+    for _ in range(4):
+        assert first.next() is not None
+    first.rung(1, _rung(0.5))
+    first.failed(2, "its process died")
+    first.rung(3, _rung(0.2, fraction=0.5))
+    again = Listening(_steps(3, 4, 5, 6))
+    book = Book(storage, planner, again)
+    assert again.told == {1: 0.5, 2: None}
+    jobs = [book.next(), book.next()]
+    assert [job.number for job in jobs if job] == [0, 3]
+    assert book.next() is None
+    book.rung(0, _rung(0.4))
+    book.rung(0, _rung(0.4))  # Tune tells of the last result twice.
+    book.stopped(3)
+    assert [trial.state for trial in book.trials()] == ["done", "done", "failed", "stopped"]
+    assert again.told == {0: 0.4, 1: 0.5, 2: None, 3: None}
+
+
+def test_one_failed_trial_does_not_end_the_sweep(tmp_path: Path) -> None:
+    book = Book(LocalStorage(tmp_path / "b"), _planner(tmp_path), Listening(_steps(3, 4)))
+    assert book.next() is not None
+    book.failed(0, "ValueError")
+    job = book.next()
+    assert job is not None
+    assert job.number == 1
+
+
+def test_what_a_sweep_needs_beside_its_unknown_is_asked_for(tmp_path: Path) -> None:
+    recipe = load_recipe("digits", ["sweep.space={split.split_step: [300]}"])
+    with pytest.raises(ConfigError, match=r"name privacy\.noise_multiplier in sweep\.space"):
+        check_sweep(recipe, space_of(recipe))
+    default = load_recipe("digits")
+    check_sweep(default, space_of(default))
+
+
+def test_a_secret_run_has_no_number_in_its_name(tmp_path: Path) -> None:
+    secret = _planner(tmp_path, "sweep.promise=repeat_and_select").job(7, {"privacy.steps": 3})
+    assert secret.recipe["name"] == "digits-chosen"
+    assert "7" not in str(secret.recipe["name"])
+    assert _planner(tmp_path, "sweep.promise=per_trial").job(7, {"privacy.steps": 3}).recipe[
+        "name"
+    ].endswith("007")  # fmt: skip
