@@ -34,8 +34,13 @@ Task = Callable[[Collective, Report], None]
 class Workers(Protocol):
     """Runs one loop on several workers at once."""
 
-    def run(self, task: Task, *, name: str, num_workers: int) -> None:
-        """Returns when every worker has; a refusal of any of them is raised here."""
+    def run(self, task: Task, *, name: str, num_workers: int, private: bool = True) -> None:
+        """Returns when every worker has; a refusal of any of them is raised here.
+
+        Args:
+          private: whether the loop reads private records. If not, its processes may be given
+            another loop afterwards.
+        """
 
 
 class Keeper(StepKeeper, Protocol):

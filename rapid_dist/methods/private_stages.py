@@ -150,7 +150,8 @@ def run_adapt(context: RunContext) -> None:
         out_uri=context.out.uri,
         device=context.device,
     )
-    context.backend.workers.run(task, name="adapt", num_workers=context.backend.num_workers)
+    workers, count = context.backend.workers, context.backend.num_workers
+    workers.run(task, name="adapt", num_workers=count, private=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -208,7 +208,8 @@ def _run_once(
         task = make_task(
             settings=context.settings, public_uri=context.public.uri, device=context.device
         )
-        context.backend.workers.run(task, name=stage, num_workers=context.backend.num_workers)
+        workers, count = context.backend.workers, context.backend.num_workers
+        workers.run(task, name=stage, num_workers=count, private=False)
 
 
 def run_index(context: RunContext) -> None:

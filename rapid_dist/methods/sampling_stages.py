@@ -118,7 +118,8 @@ def run_generate(context: RunContext) -> None:
         open_bundle=partial(open_stored, context.out.child(BUNDLE).uri),
     )
     task = drawing_of(context, (samples,))
-    context.backend.workers.run(task, name="generate", num_workers=context.backend.num_workers)
+    workers, count = context.backend.workers, context.backend.num_workers
+    workers.run(task, name="generate", num_workers=count, private=False)
     artifacts.mark_done(storage, json.loads(context.out.read(facts_file(samples.file))))
 
 

@@ -128,12 +128,13 @@ class RayBackend:
         on_note: OnNote = lambda line: None,
     ) -> None:
         self.device = device_on_cluster(runtime, cluster_resources())
-        self.workers: Workers = RayWorkers(
+        self._training = RayWorkers(
             threads=runtime.threads_per_worker,
             device=self.device,
             max_failures=runtime.max_failures,
             on_report=on_report,
         )
+        self.workers: Workers = self._training
         self.num_workers = runtime.workers
         self._runtime = runtime
         self._make_keeper = make_keeper
@@ -145,6 +146,7 @@ class RayBackend:
         return keep_beside_driver(self._make_keeper)
 
     def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]:
+        self._training.release()  # Builders may need the CPUs that trainers held.
         pool = TrajectoryPool(
             task, num_actors=self._runtime.trajectory_actors, place=self._place(num_cpus=1.0)
         )
@@ -162,6 +164,7 @@ class RayBackend:
         return self._pool(storage, private=True) if choice.kind == "sharded" else None
 
     def _pool(self, storage: Storage, *, private: bool) -> SearchPool:
+        self._training.release()  # For the same reason: a searcher without a place waits for ever.
         pool = SearchPool(
             storage.uri,
             num_actors=self._runtime.search_actors,
@@ -179,6 +182,7 @@ class RayBackend:
         )
 
     def close(self) -> None:
-        """Ends the searchers; everything else ends by itself."""
+        """Ends workers and searchers; everything else ends by itself."""
         while self._pools:
             self._pools.pop().close()
+        self._training.release()

@@ -1,11 +1,17 @@
 """Ray Train's workers: the loop gets a group, its reports arrive, its refusals are final."""
 
 import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError
 
 from rapid_dist.collective import Collective
 from rapid_dist.errors import BudgetError, RapidError
@@ -68,12 +74,65 @@ class Refuses:
         collective.barrier()
 
 
+@dataclass(frozen=True, kw_only=True)
+class TellsItsProcesses:
+    def __call__(self, collective: Collective, report: Report) -> None:
+        pid = torch.zeros(collective.world_size, dtype=torch.float64)
+        pid[collective.rank] = os.getpid()
+        collective.sum_(pid)
+        report({str(rank): float(number) for rank, number in enumerate(pid)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellsItsProcessesAndStays:
+    sign: Path
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        TellsItsProcesses()(collective, report)
+        while not self.sign.exists():
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LosesAnActorOfItsOwn:
+    def __call__(self, collective: Collective, report: Report) -> None:
+        if collective.rank == 0:
+            raise ActorDiedError
+        collective.barrier()
+
+
 def _workers(reports: list[tuple[str, dict[str, float]]], max_failures: int = 2) -> RayWorkers:
     return RayWorkers(
         threads=1,
         max_failures=max_failures,
         on_report=lambda name, metrics: reports.append((name, metrics)),
     )
+
+
+@contextmanager
+def _kept(reports: list[tuple[str, dict[str, float]]], max_failures: int) -> Iterator[RayWorkers]:
+    """Workers that stay between loops which are not private, until the test is over."""
+    workers = _workers(reports, max_failures)
+    try:
+        yield workers
+    finally:
+        workers.release()
+
+
+def _processes(figures: dict[str, float]) -> set[int]:
+    return {int(pid) for pid in figures.values()}
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def _is_fitting() -> bool:
+    return any(thread.name == "fit workers" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -120,6 +179,64 @@ def test_a_refusal_is_raised_as_it_was_and_not_tried_again(tmp_path: Path) -> No
     with pytest.raises(BudgetError, match=r"^epsilon would be 10\.1, the budget is 10\."):
         _workers([]).run(Refuses(folder=tmp_path), name="train", num_workers=2)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_group_serves_one_loop_after_another_until_one_has_read_private_records() -> None:
+    reports: list[tuple[str, dict[str, float]]] = []
+    with _kept(reports, max_failures=0) as workers:
+        for name in ("pretrain", "contrast"):
+            workers.run(TellsItsProcesses(), name=name, num_workers=2, private=False)
+        workers.run(TellsItsProcesses(), name="train", num_workers=2)
+        assert all(map(_has_ended, _processes(reports[0][1])))
+        workers.run(TellsItsProcesses(), name="generate", num_workers=2, private=False)
+    assert [name for name, _ in reports] == ["pretrain", "contrast", "train", "generate"]
+    first, second, third, fourth = (_processes(figures) for _, figures in reports)
+    assert first == second == third
+    assert not first & fourth
+
+
+def test_every_loop_has_the_whole_number_of_failures_to_itself(tmp_path: Path) -> None:
+    reports: list[tuple[str, dict[str, float]]] = []
+    with _kept(reports, max_failures=1) as workers:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            task = DiesOnce(folder=tmp_path / name, times=1)
+            workers.run(task, name=name, num_workers=2, private=False)
+    assert reports == [("first", {"attempt": 1.0}), ("second", {"attempt": 1.0})]
+
+
+def test_a_worker_that_dies_between_two_loops_costs_neither_a_failure() -> None:
+    reports: list[tuple[str, dict[str, float]]] = []
+    with _kept(reports, max_failures=0) as workers:
+        workers.run(TellsItsProcesses(), name="pretrain", num_workers=2, private=False)
+        first = _processes(reports[0][1])
+        os.kill(min(first), signal.SIGKILL)
+        workers.run(TellsItsProcesses(), name="contrast", num_workers=2, private=False)
+    assert not first & _processes(reports[1][1])
+
+
+def test_workers_whose_driver_was_interrupted_leave_when_their_loop_is_done(tmp_path: Path) -> None:
+    pids: set[int] = set()
+
+    def interrupt(name: str, figures: dict[str, float]) -> None:
+        pids.update(_processes(figures))
+        raise KeyboardInterrupt
+
+    workers = RayWorkers(threads=1, max_failures=2, on_report=interrupt)
+    sign = tmp_path / "go"
+    with pytest.raises(KeyboardInterrupt):
+        workers.run(TellsItsProcessesAndStays(sign=sign), name="train", num_workers=2)
+    assert not any(map(_has_ended, pids))
+    sign.touch()
+    give_up = time.monotonic() + 60
+    while not all(map(_has_ended, pids)) or _is_fitting():
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+
+
+def test_the_death_of_a_loops_own_actor_is_a_failure_and_no_sign_to_leave() -> None:
+    with pytest.raises(RapidError, match="train failed: its workers raised ActorDiedError"):
+        _workers([], max_failures=0).run(LosesAnActorOfItsOwn(), name="train", num_workers=2)
 
 
 def test_the_process_backend_runs_the_same_loop(tmp_path: Path) -> None:

@@ -1,0 +1,218 @@
+"""One group of Ray Train's workers, that is given one task after another.
+
+What Train runs on a worker is a loop that asks the mailbox for the task to do. Train starts the
+whole group again after a death: the task that was being done is then done again, by all. Workers
+leave when the mailbox says so, or is gone.
+"""
+
+import gc
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer  # As ray.train gives it, but typed.
+
+import rapid_dist.errors
+from rapid_dist.collective import TorchCollective
+from rapid_dist.errors import RapidError
+from rapid_dist.methods.context import Task
+from rapid_dist.runtime.beside_driver import Mailbox, place_beside_driver
+
+POLL_SEC = 0.25
+ROLL_SEC = 10.0  # For all workers to ask for a task, as each does every POLL_SEC.
+CLOSE_SEC = 60.0  # For workers without a task to leave; they end with the driver at the latest.
+CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowhere, for ever.
+
+
+class WorkerGroup:
+    """A trainer that lasts until the group is closed, or has failed once too often."""
+
+    def __init__(self, *, num_workers: int, threads: int, use_gpu: bool, max_failures: int) -> None:
+        self._num_workers = num_workers
+        self._mailbox = place_beside_driver(Mailbox, num_workers)
+        # Train's own records, of no use to us: a fresh name each time, so that Train never
+        # resumes by itself, in a folder that is removed.
+        records = tempfile.mkdtemp(prefix="rapid-train-")
+        # At the end of the process at the latest: it may be interrupted before it is closed.
+        self._remove_records = weakref.finalize(self, shutil.rmtree, records, ignore_errors=True)
+        gpus = {"GPU": 1} if use_gpu else {}
+        self._trainer = TorchTrainer(
+            _served(self._mailbox, threads),
+            # Bytes go by Gloo either way; a sum goes by where its vector is.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=use_gpu,  # Train then makes each worker's device its default.
+                resources_per_worker={"CPU": threads, **gpus},
+            ),
+            run_config=RunConfig(
+                name=f"workers-{uuid.uuid4().hex}",
+                storage_path=records,
+                failure_config=FailureConfig(
+                    max_failures=max_failures,
+                    controller_failure_limit=CONTROLLER_FAILURES,
+                ),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        self._outcome: list[Exception] = []
+        self._is_idle = True
+        # Beside the main thread, because in it ``fit`` takes over Ctrl-C for good and turns an
+        # aborted run into exit code 0.
+        self._thread = threading.Thread(target=self._fit, name="fit workers", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+        except Exception as error:
+            self._outcome.append(error)
+
+    def can_serve(self, num_workers: int) -> bool:
+        """Whether it is of this size, has never failed, and all its workers answer.
+
+        One that has failed gets no further task: each has all of ``max_failures`` to itself.
+        """
+        if num_workers != self._num_workers:
+            return False
+        try:
+            ray.get(self._mailbox.call_roll.remote())
+            give_up = time.monotonic() + ROLL_SEC
+            while self._thread.is_alive() and time.monotonic() < give_up:
+                if ray.get(self._mailbox.is_whole.remote()):
+                    return True
+                self._thread.join(POLL_SEC / 4)
+        except RayActorError:
+            pass  # No mailbox any more: its workers have left, or are about to.
+        return False
+
+    def run(
+        self, task: Task, name: str, on_report: Callable[[dict[str, float], str], None]
+    ) -> None:
+        """Returns when every worker has done the task; hands on what they report."""
+        given = ray.put(task)  # In a list below, or Ray would open it for the mailbox.
+        self._is_idle = False
+        ray.get(self._mailbox.give.remote([given]))
+        while True:
+            self._thread.join(POLL_SEC)
+            is_over = not self._thread.is_alive()  # Asked first: no last report is missed.
+            reports, is_done = ray.get(self._mailbox.collect.remote())
+            for figures, part in reports:
+                on_report(figures, part)
+            if is_done:
+                self._is_idle = True
+                return
+            if is_over:
+                self._raise_failure(name)
+
+    def _raise_failure(self, name: str) -> None:
+        refusal = ray.get(self._mailbox.refusal.remote())
+        if refusal is not None:
+            kind, message = refusal
+            raise getattr(rapid_dist.errors, kind)(message)
+        assert self._outcome, "A trainer without error ends when it is closed or refused."
+        raise RapidError(_in_one_line(name, self._outcome[0])) from self._outcome[0]
+
+    def close(self) -> None:
+        """Ends the workers, and waits for that where none of them is in the middle of a task."""
+        try:
+            if self._is_idle and self._thread.is_alive():
+                with suppress(RayActorError):
+                    ray.get(self._mailbox.end.remote())
+                self._thread.join(CLOSE_SEC)
+        finally:
+            ray.kill(self._mailbox)
+            self._remove_records()
+
+
+def _served(mailbox: Any, threads: int) -> Callable[[], None]:
+    """Returns what Ray Train runs on every worker."""
+
+    def serve() -> None:
+        torch.set_num_threads(threads)
+        with suppress(_GoneError):
+            _Server(mailbox).serve()
+
+    return serve
+
+
+class _GoneError(Exception):
+    """The mailbox has been closed, and its driver waits for nothing more."""
+
+
+def _asked(reference: Any) -> Any:
+    """Returns the mailbox's answer. A task's own actors may die as well: that is a failure."""
+    try:
+        return ray.get(reference)
+    except RayActorError:
+        raise _GoneError from None
+
+
+class _Server:
+    """One worker of a group, from a start of it to its end."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._collective = TorchCollective()
+        self._start = self._known_to_all(self._begin() if self._collective.rank == 0 else 0)
+
+    def _begin(self) -> int:
+        try:
+            number: int = _asked(self._mailbox.begin.remote())
+        except _GoneError:
+            return 0  # To be told to the others, who would wait for it.
+        return number
+
+    def _known_to_all(self, own: int) -> int:
+        return int.from_bytes(self._collective.broadcast_bytes(own.to_bytes(8, "big")), "big")
+
+    def serve(self) -> None:
+        """Does task after task, until the mailbox says that it is over."""
+        done, rank = 0, self._collective.rank
+        while self._start and not _asked(self._mailbox.is_over.remote()):
+            order = _asked(self._mailbox.next_after.remote(done, rank))
+            if order is None:
+                time.sleep(POLL_SEC)
+                continue
+            done, given = order
+            self._do(given[0])
+            del order, given
+            gc.collect()  # What a task leaves in cycles takes memory from the next one.
+            torch.cuda.empty_cache()
+            _asked(self._mailbox.finish.remote(self._start, rank))
+
+    def _do(self, given: Any) -> None:
+        """Does a task, nothing of which is held here afterwards."""
+        task: Task = ray.get(given)
+        try:
+            task(self._collective, self._report)
+        except RapidError as error:
+            with suppress(_GoneError):
+                _asked(self._mailbox.refuse.remote(type(error).__name__, str(error)))
+            raise
+
+    def _report(self, figures: dict[str, float], part: str = "") -> None:
+        if self._collective.rank == 0:
+            self._mailbox.post.remote(figures, part)
+
+
+def _in_one_line(name: str, failure: Exception) -> str:
+    """Returns what went wrong without any message of the loop's own, which may be private (P9)."""
+    failures: dict[int, Exception] = getattr(failure, "worker_failures", {})
+    kinds = sorted({type(error).__name__ for error in failures.values()})
+    cause = f"its workers raised {', '.join(kinds)}" if kinds else type(failure).__name__
+    return (
+        f"Stage {name} failed: {cause}, and runtime.max_failures allows no further start. Run the "
+        "same command again to resume, with --debug for the traceback."
+    )
