@@ -23,7 +23,7 @@ from rapid_dist.config import load_recipe
 from rapid_dist.release.gate import QUESTIONS
 from rapid_dist.release.passport import read_schema, schema_faults
 from rapid_dist.release.signing import public_path, read_private_key, write_key_pair
-from rapid_dist.runtime import audit, releasing
+from rapid_dist.runtime import releasing
 from rapid_dist.storage import open_storage
 
 
@@ -57,7 +57,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     recipe, summary, _ = run_recipe(options.recipe, str(out), options, [])
     recipe = load_recipe(out / "config.yaml", [f"release.synthetic={options.synthetic}"])
     if not open_storage(out).exists("audit.json") or options.audit:
-        audit.run_audit(recipe, str(out), "quick")
+        # By its command, as a user would: in a process that has trained nothing.
+        audit = [sys.executable, "-m", "rapid_dist.cli", "audit", "--recipe"]
+        subprocess.run([*audit, str(out / "config.yaml"), "--out", str(out)], check=True)
     with tempfile.TemporaryDirectory() as folder:
         key = Path(folder, "key")
         write_key_pair(key)
