@@ -11,13 +11,17 @@ import os
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from rapid_dist.errors import ConfigError, ReleaseError
+
+PrivateKey = Ed25519PrivateKey  # What others call it, who need not know the library.
+
+SigningKey: TypeAlias = Ed25519PrivateKey
 
 FORMAT = 1
 PASSPHRASE = "RAPID_DIST_KEY_PASSPHRASE"  # Environment variable; without it a key is not encrypted.

@@ -16,8 +16,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from rapid_dist import __version__
 from rapid_dist.config import Recipe
 from rapid_dist.errors import CheckpointError, ConfigError, ReleaseError
@@ -36,7 +34,7 @@ from rapid_dist.release.registry import (
     run_of,
     tags_of,
 )
-from rapid_dist.release.signing import fingerprint_of, raw_public_key
+from rapid_dist.release.signing import PrivateKey, fingerprint_of, raw_public_key
 from rapid_dist.release.verify import Verified
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.release_evidence import Finished, opened, require_run
@@ -61,7 +59,7 @@ class Signer:
     """Who signs, and with what."""
 
     name: str
-    key: Ed25519PrivateKey
+    key: PrivateKey
 
     def __post_init__(self) -> None:
         if not self.name.strip() or not self.name.isprintable() or len(self.name) > 120:
