@@ -18,7 +18,7 @@ import jsonschema  # type: ignore[import-untyped]
 
 FORMAT = 1
 PASSPORT, PAGE = "passport.json", "passport.html"
-SCHEMA = Path(__file__).parent / "passport.schema.json"
+SCHEMA = "passport.schema.json"
 MEMORISATION = (
     "Distances of samples to private records are measured against private records without a "
     "privacy mechanism. Neither figures nor a verdict leave with the model: both would be releases "
@@ -39,13 +39,8 @@ def schema_faults(content: Any) -> list[str]:
 
 def read_schema() -> dict[str, Any]:
     """Returns the JSON schema that every passport meets."""
-    schema: dict[str, Any] = json.loads(schema_path().read_text(encoding="utf-8"))
+    schema: dict[str, Any] = json.loads(SCHEMA.read_text(encoding="utf-8"))
     return schema
-
-
-def schema_path() -> Path:
-    """Returns where the schema lies in the package."""
-    return Path(__file__).with_name(SCHEMA)
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
