@@ -73,14 +73,14 @@ class PrivateStep:
         )
 
     @cached_property
-    def _batches(self) -> Ahead[np.ndarray]:
+    def _batches_ahead(self) -> Ahead[np.ndarray]:
         return Ahead(self.sampler.batch)
 
     def _batch(self, step: int) -> np.ndarray:
         """This step's batch; the next one's is drawn while this one is computed."""
-        batch = self._batches.take(step)
+        batch = self._batches_ahead.take(step)
         if step + 1 < self.mechanism.steps:
-            self._batches.prepare(step + 1)
+            self._batches_ahead.prepare(step + 1)
         return batch
 
     def _local_sum(self, denoiser: Denoiser, step: int) -> torch.Tensor:

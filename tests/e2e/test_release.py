@@ -236,7 +236,7 @@ def test_a_run_is_released_verified_listed_and_withdrawn(
     version = client.get_model_version(name, "2")
     assert version.tags["release.status"] == "released"
     assert version.tags["bundle.sha256"] == told["sha256"]
-    assert passport["claim"]["sentence"] in version.description
+    assert passport["claim"]["sentence"] in (version.description or "")
 
     assert main(["release", "list", "--tracking-uri", uri, "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out.splitlines()[-1])

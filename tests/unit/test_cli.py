@@ -168,7 +168,8 @@ def test_every_job_is_a_command_and_short() -> None:
     stages = {"pipeline" if name == "run" else name for name in STAGES}
     assert names.keys() >= stages | {"generate", "audit"}
     app = build_app()
-    commands = {one.name for one in (*app.registered_commands, *app.registered_groups)}
+    commands = {one.name for one in app.registered_commands}
+    commands |= {one.name for one in app.registered_groups}
     for name, text in names.items():
         command = "run" if name == "pipeline" else name
         assert command in commands

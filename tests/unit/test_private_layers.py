@@ -33,6 +33,8 @@ def _frozen(layer: nn.Module) -> nn.Module:
 class _Remembers(nn.Module):
     """Adds what it saw last, of whichever record: no type tells, its buffer does."""
 
+    last: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("last", torch.zeros(()))

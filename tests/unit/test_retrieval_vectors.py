@@ -220,7 +220,7 @@ def test_kmeans_uses_every_vector():
 def test_kmeans_says_how_far_it_is_and_gives_faiss_own_bits(clusters, iterations):
     # Every fifth vector is there five times, so that clusters run empty and are split.
     vectors = np.concatenate([_normal(200, 5), np.repeat(_normal(40, 5, 1), 5, axis=0)])
-    told = []
+    told: list[int] = []
     found = fit_kmeans(vectors, clusters, seed=2, iterations=iterations, on_iteration=told.append)
     assert told == list(range(1, iterations + 1))
     at_once = faiss.Kmeans(
