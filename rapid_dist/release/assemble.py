@@ -31,7 +31,7 @@ from rapid_dist.release.checksums import CHECKSUMS, SIGNATURE, write_checksums
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.model_card import CARD, model_card
 from rapid_dist.release.model_code import MODEL_CODE
-from rapid_dist.release.passport import PAGE, PASSPORT, SCHEMA, schema_path, to_bytes
+from rapid_dist.release.passport import PAGE, PASSPORT, SCHEMA, to_bytes
 from rapid_dist.release.passport_content import PassportInputs, passport_of
 from rapid_dist.release.passport_page import render_passport
 from rapid_dist.release.scan import internal_traces
@@ -70,7 +70,7 @@ def assemble(parts: Parts, key: Ed25519PrivateKey, target: Path) -> Verified:
         save_denoiser(parts.public_network, target / PUBLIC)
     _copy_code(parts.package, target / CODE)
     (target / "sampler.py").write_text(MODEL_CODE, encoding="utf-8")
-    shutil.copyfile(schema_path(), target / SCHEMA)
+    shutil.copyfile(SCHEMA, target / SCHEMA.name)
     inputs, drawn = parts.passport, None
     if parts.synthetic:
         told = {

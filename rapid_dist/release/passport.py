@@ -18,7 +18,7 @@ import jsonschema  # type: ignore[import-untyped]
 
 FORMAT = 1
 PASSPORT, PAGE = "passport.json", "passport.html"
-SCHEMA = "passport.schema.json"
+SCHEMA = Path(__file__).parent / "passport.schema.json"
 MEMORISATION = (
     "Distances of samples to private records are measured against private records without a "
     "privacy mechanism. Neither figures nor a verdict leave with the model: both would be releases "
