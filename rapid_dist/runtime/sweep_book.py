@@ -116,7 +116,9 @@ class Book:
     def stopped(self, number: int) -> None:
         """Says that the scheduler gave a trial up for its score."""
         trial = self._trials[number]
-        if trial.state == "started":
+        if trial.state == "started" and trial.fraction == 0:
+            self.failed(number, "it ended without a word")
+        elif trial.state == "started":
             reason = f"stopped after {trial.fraction:.0%} of its training"
             self._end(replace(trial, state="stopped", reason=reason))
 

@@ -7,6 +7,8 @@ alone. What Tune itself keeps of a sweep is pickled, so nothing of it is read ag
 memory, and Tune's own folder is thrown away.
 """
 
+import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,14 +29,13 @@ from rapid_dist.runtime.sweep_book import Book
 from rapid_dist.runtime.sweep_trial import Rung, TrialJob, run_trial
 
 ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Its tables on our stdout, which --json ends.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # Files of its own for every trial.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it must not look like an end.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # A trial that fails reports no score.
 }
 SHARE = "share"  # What ASHA goes by: whole parts of the training.
-_SLIVER = {
-    "memory": 1
-}  # Bytes: Tune wants some resource, and a share of a CPU would cost a worker.
+_SLIVER = {"memory": 1}  # A byte: Tune wants some resource, and a share of a CPU costs a worker.
 
 
 def run_on_tune(
@@ -54,6 +55,7 @@ def run_on_tune(
         os.environ.setdefault(name, value)
     at_once = max_concurrent(config, runtime, resources)
     storage = tempfile.mkdtemp(prefix="rapid-tune-")
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # It misses files that nobody wants.
     own = config.runner == "process" or runtime.backend == "process"
     asked: dict[str, float] = {"cpu": runtime.threads_per_worker} if own else dict(_SLIVER)
     try:
@@ -66,6 +68,7 @@ def run_on_tune(
                 mode="max",
                 num_samples=-1,  # The book says when there is none left.
                 max_concurrent_trials=at_once,
+                trial_dirname_creator=_trial_id,
             ),
             run_config=tune.RunConfig(
                 name=f"sweep-{uuid.uuid4().hex}",
@@ -112,6 +115,11 @@ def describe_failure(error: Exception) -> str:
     return str(error) if isinstance(error, RapidError) else type(error).__name__
 
 
+def _trial_id(trial: Any) -> str:
+    """A folder's name; Tune would make it of the whole trial."""
+    return str(trial.trial_id)
+
+
 class _Trainable:
     """What Tune runs. A failure is a report like any other: Tune would print its traceback."""
 
@@ -123,9 +131,8 @@ class _Trainable:
         try:
             for rung in run_trial(job):
                 # The session is that of this call, so it is asked here and nowhere deeper.
-                tune.report(
-                    {"score": rung.score, SHARE: round(rung.fraction / unit), "rung": asdict(rung)}
-                )
+                told = json.dumps(asdict(rung))  # As text: Tune flattens what is nested.
+                tune.report({"score": rung.score, SHARE: round(rung.fraction / unit), "rung": told})
         except Exception as error:
             tune.report({"failed": describe_failure(error), SHARE: round(1 / unit)})
 
@@ -151,7 +158,7 @@ class _FromBook(Searcher):
         if "failed" in result:
             self._book.failed(number, result["failed"])
         elif "rung" in result:
-            self._book.rung(number, Rung(**result["rung"]))
+            self._book.rung(number, Rung(**json.loads(result["rung"])))
         self._on_change()
 
     def on_trial_complete(
