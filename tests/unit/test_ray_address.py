@@ -6,6 +6,7 @@ from concurrent import futures
 
 import grpc
 import pytest
+import ray
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.runtime.cluster import Needs, session
@@ -82,5 +83,6 @@ def test_what_is_no_address_of_a_head_node_is_refused_at_once(address: str) -> N
 
 def test_a_run_is_refused_before_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://10.0.0.5:8265")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # Another test may have begun one.
     with pytest.raises(ConfigError, match="is not host:port"), session(Needs(cpus=1)):
         pass
