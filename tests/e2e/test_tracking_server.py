@@ -24,7 +24,8 @@ from rapid_dist.storage import open_storage, sha256_hex
 from tests.servers import client_of, on_services, services
 
 __all__ = ["on_services", "services"]  # Fixtures.
-pytestmark = pytest.mark.xdist_group("servers")  # One stack for all of them.
+# One stack for all of them. Slow: whole runs, killed and resumed, over HTTP.
+pytestmark = [pytest.mark.xdist_group("servers"), pytest.mark.slow]
 
 TINY = [
     "data.public.0.count=300",
