@@ -24,6 +24,8 @@ from rapid_dist.runtime.gallery import Gallery, served
 from tests.browser import Browser, find_browser
 from tests.bundles import tiny_bundle
 
+pytestmark = pytest.mark.slow  # A real browser, and a registry behind HTTP.
+
 NAME = "scans <b>& of a clinic"  # A name that a careless page would not survive.
 TAGS = {
     "dp.epsilon": "9.97001",
