@@ -37,6 +37,7 @@ from rapid_dist.privacy.selection import (
     price_public,
     price_selection,
 )
+from rapid_dist.recipe_files import parse_tree
 from rapid_dist.runtime.backend import needs
 from rapid_dist.runtime.cluster import Needs, cluster_resources, session
 from rapid_dist.runtime.lock import locked
@@ -54,6 +55,7 @@ from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_stor
 CHOSEN = "chosen"
 DRAWN = "internal/drawn.json"  # How many runs, and which: secret, kept so that a sweep can go on.
 _MOST_REDRAWN = 1_000
+_FREE = ("runtime", "tracking", "release")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,11 +373,20 @@ def _admit(recipe: Recipe, storage: Storage) -> None:
     try:
         storage.create("config.yaml", text)
     except AlreadyExists:
-        if storage.read("config.yaml") != text:
+        before = parse_tree(storage.read("config.yaml").decode(), f"{storage.uri}/config.yaml")
+        if _shaping(before) != _shaping(to_tree(recipe)):
             raise ConfigError(
                 f"{storage.uri} was begun by another sweep. Use another --out, or the settings in "
                 "its config.yaml."
             ) from None
+
+
+def _shaping(tree: dict[str, Any]) -> dict[str, Any]:
+    """What may not change while a sweep goes on: all but where it runs; its ledger must stay."""
+    kept = {name: value for name, value in tree.items() if name not in _FREE}
+    how_many = {"concurrent", "runner"}
+    kept["sweep"] = {k: v for k, v in tree["sweep"].items() if k not in how_many}
+    return {**kept, "ledger_dir": tree["runtime"]["ledger_dir"]}
 
 
 def _read(storage: Storage, name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ trial is tried twice: one that failed stays failed, and the next one is asked fo
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from rapid_dist.runtime.sweep_planner import Planner
 from rapid_dist.runtime.sweep_search import Proposer
 from rapid_dist.runtime.sweep_trial import Rung, TrialJob
 from rapid_dist.storage import Storage
+
+_NAME = re.compile(r"\d+\.json")
 
 State = Literal["started", "done", "pruned", "stopped", "failed"]
 
@@ -45,7 +48,7 @@ class Book:
         self._trials: dict[int, Trial] = {}
         self._running: set[int] = set()
         for name in storage.list():
-            if name.endswith(".json"):
+            if _NAME.fullmatch(name):  # Below it lie the trials themselves.
                 trial = Trial(**json.loads(storage.read(name)))
                 self._trials[trial.number] = trial
         for trial in self.trials():

@@ -52,13 +52,7 @@ class Planner:
         check_settings(settings)
         if recipe.method == "dpdm":
             dpdm.check(settings)
-        solved = plan(recipe.privacy, recipe.num_units)
-        most = recipe.sweep.most_steps
-        if solved.dp_sgd is not None and solved.dp_sgd.steps > most:
-            raise ConfigError(
-                f"The budget pays for {solved.dp_sgd.steps} steps here, sweep.most_steps is {most}."
-            )
-        return solved
+        return _planned(recipe)
 
     def job(self, number: int, point: Point) -> TrialJob:
         """Returns the trial at a point; raises as ``plan_of`` does."""
@@ -116,9 +110,17 @@ class Planner:
             storage.delete(name)
 
     def chosen(self, number: int, point: Point) -> Recipe:
-        """Returns the recipe to hand on: of a private trial the very one that its folder has."""
+        """Returns the recipe to hand on: of a private trial the one that its folder was made by."""
         if self.proxy is None:
-            return parse_recipe(self._tree(self.recipe_of(point), number))
+            tree = self._tree(self.recipe_of(point), number)
+            whole = to_tree(self.recipe)
+            tree |= {name: whole[name] for name in ("evaluation", "tracking", "release")}
+            tree["runtime"] = {
+                **whole["runtime"],
+                "public_dir": self.places.public,
+                "ledger_dir": self.places.ledger,
+            }
+            return parse_recipe(tree)
         tree = to_tree(self.recipe_of(point))
         tree["name"] = f"{self.recipe.name}-chosen"
         return parse_recipe(tree)
@@ -128,7 +130,8 @@ class Planner:
         found = []
         for point in variants(space, mechanism=True):
             try:
-                solved = self.plan_of(point)
+                # By the mechanism alone: other settings of a point decide whether it is possible.
+                solved = _planned(self.recipe_of(point))
             except (ConfigError, BudgetError):
                 continue  # No trial is there to price.
             found.append(self.candidate(solved))
@@ -193,6 +196,17 @@ def check_sweep(recipe: Recipe, space: Space) -> None:
             )
     if recipe.sweep.promise != "public_proxy":
         require_scorable(method_settings(recipe), recipe.sweep.promise)
+
+
+def _planned(recipe: Recipe) -> PrivacyPlan:
+    """Returns the plan, unless it would take more steps than a trial may."""
+    solved = plan(recipe.privacy, recipe.num_units)
+    most = recipe.sweep.most_steps
+    if solved.dp_sgd is not None and solved.dp_sgd.steps > most:
+        raise ConfigError(
+            f"The budget pays for {solved.dp_sgd.steps} steps here, sweep.most_steps is {most}."
+        )
+    return solved
 
 
 def _rehearsed(solved: PrivacyPlan, proxy: Proxy) -> PrivacyPlan:

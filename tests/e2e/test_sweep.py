@@ -113,6 +113,8 @@ def test_the_same_command_again_runs_nothing_and_another_sweep_is_refused(
 ) -> None:
     out, result = public
     assert run_sweep(_recipe(*NOWHERE), str(out)) == result
+    elsewhere = _recipe(*NOWHERE, "runtime.workers=3", "sweep.concurrent=1")
+    assert run_sweep(elsewhere, str(out)) == result
     with pytest.raises(ConfigError, match="begun by another sweep"):
         run_sweep(_recipe(*NOWHERE, "sweep.trials=1"), str(out))
 

@@ -84,6 +84,7 @@ def test_a_book_that_is_opened_again_goes_on_with_what_was_cut_off(tmp_path: Pat
     first.rung(1, _rung(0.5))
     first.failed(2, "its process died")
     first.rung(3, _rung(0.2, fraction=0.5))
+    storage.write("000/run/config.json", b"{}")  # What a trial itself has written.
     again = Listening(_steps(3, 4, 5, 6))
     book = Book(storage, planner, again)
     assert again.told == {1: 0.5, 2: None}
@@ -121,3 +122,13 @@ def test_a_secret_run_has_no_number_in_its_name(tmp_path: Path) -> None:
     assert _planner(tmp_path, "sweep.promise=per_trial").job(7, {"privacy.steps": 3}).recipe[
         "name"
     ].endswith("007")  # fmt: skip
+
+
+def test_a_mechanism_that_only_some_points_allow_is_priced_as_well(tmp_path: Path) -> None:
+    """Without a prior samples cannot come from one; a point that says so can be drawn."""
+    planner = _planner(tmp_path, "sweep.promise=repeat_and_select", "privacy.steps=4")
+    space = {"privacy.prior_share": [0, 0.2], "sampling.source": ["uniform", "prior"]}
+    with pytest.raises(ConfigError, match=r"sampling\.source"):
+        planner.plan_of({"privacy.prior_share": 0})
+    assert planner.plan_of({"privacy.prior_share": 0, "sampling.source": "uniform"})
+    assert len(planner.possible(space)) == 2
