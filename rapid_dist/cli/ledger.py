@@ -41,6 +41,7 @@ def ledger_show(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
+    from rapid_dist.privacy.dataset_total import has_secret
     from rapid_dist.privacy.keeper import totals
     from rapid_dist.privacy.statement import rounded_up
 
@@ -54,6 +55,8 @@ def ledger_show(
         f"epsilon of all runs together for one {unit}, at delta {delta:g}: "
         f"{rounded_up(spent.dataset.reported)}"
     )
+    if has_secret(opened):
+        print("It holds a sweep of a secret number of runs: show neither this list nor the ledger.")
     for name, epsilons in spent.runs.items():
         print(f"  {name}: {rounded_up(epsilons.reported)}")
     if as_json:

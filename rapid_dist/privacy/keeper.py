@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from rapid_dist.errors import BudgetError, LedgerError
 from rapid_dist.privacy.accounting import Epsilons, affordable_steps, epsilons
+from rapid_dist.privacy.dataset_total import dataset_epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
 from rapid_dist.privacy.settings import Budget
@@ -166,7 +167,7 @@ def totals(ledger: Ledger, delta: float) -> LedgerTotals:
     units = _units(ledger)
     return LedgerTotals(
         unit=units[0][1] if units else None,
-        dataset=epsilons(ledger.events(), delta),
+        dataset=dataset_epsilons(ledger, delta),
         runs={run: epsilons(ledger.events(run), delta) for run in ledger.runs()},
     )
 

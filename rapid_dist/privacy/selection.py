@@ -41,6 +41,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import compute_delta, compute_epsi
 
 from rapid_dist.errors import BudgetError, ConfigError
 from rapid_dist.privacy.accounting import epsilons
+from rapid_dist.privacy.discreteness import discreteness
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
@@ -142,8 +143,6 @@ class Price:
     trials: int | None = None  # None where their number is secret.
     runs: RunsConfig | None = None
     accountant: str
-    # Of all that was ever released from the data set, where the ledger may not be told; else None.
-    dataset_epsilon: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -225,14 +224,11 @@ def price_selection(
     delta: float,
     *,
     trial_epsilon: float,
-    others: Sequence[Event] = (),
 ) -> Price:
     """Returns the price of the best of K runs, K secret, each drawn and run alike.
 
     Args:
       possible: everything that one run can be.
-      others: what the data set's ledger holds beside the sweep's own runs. With them the sweep is
-        one mechanism, whatever the number of its runs.
 
     Raises:
       BudgetError: dp_accounting prices the same choice higher, so no epsilon can be claimed.
@@ -266,8 +262,24 @@ def price_selection(
         trial_epsilon=trial_epsilon,
         runs=runs,
         accountant=f"RDP, Papernot and Steinke 2022, Theorem {theorem}",
-        dataset_epsilon=_epsilon(curve + _curve(others), delta) if others else epsilon,
     )
+
+
+def beside_selections(
+    selections: Sequence[tuple[Sequence[Candidate], RunsConfig]],
+    others: Sequence[Event],
+    delta: float,
+) -> float:
+    """Returns the epsilon of several such choices and of ``others``, all composed.
+
+    Args:
+      selections: of each choice everything that one run can be, and how their number is drawn.
+    """
+    discrete = discreteness(others, delta)
+    curve = _curve(others)
+    for possible, runs in selections:
+        curve = curve + _selected(_largest(possible), runs)
+    return discrete.total(_epsilon(curve, discrete.delta))
 
 
 def _largest(possible: Sequence[Candidate]) -> np.ndarray:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rapid_dist.errors import LedgerError
 from rapid_dist.privacy.accounting import Epsilons, PrivacyPlan, epsilons
+from rapid_dist.privacy.dataset_total import dataset_epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
@@ -127,7 +128,7 @@ def claim(
         unit_note=unit_note,
         budget=config.budget,
         spent=epsilons(events, config.delta),
-        dataset_spent=epsilons(ledger.events(), config.delta),
+        dataset_spent=dataset_epsilons(ledger, config.delta),
         num_steps=sum(event.steps for event in events if not isinstance(event, GaussianEvent)),
         num_queries=queries,
         num_discrete=sum(

@@ -33,7 +33,7 @@ class PassportInputs:
     plan: PrivacyPlan
     noise: str
     max_grad_norm: float
-    ledger_entries: int
+    ledger_entries: int | None  # None where it is secret.
     dataset_budget: float
     audit: Mapping[str, Any]  # audit.json
     contamination: Mapping[str, Any]

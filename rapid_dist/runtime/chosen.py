@@ -1,18 +1,15 @@
 """What a run may say of itself once a sweep has chosen it.
 
 A chosen model costs what choosing it cost, and that is what its summary, bundle and tags state. Of
-the best of a secret number of runs nothing may be told that depends on that number: not what all
-runs on the ledger cost together, and not where on the ledger its own entries stand.
+the best of a secret number of runs nothing may be told that depends on that number: not how many
+entries the ledger has, and not where on it the run's own stand.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from rapid_dist.privacy.accounting import Epsilons
 from rapid_dist.privacy.selection import SELECTION
-from rapid_dist.privacy.statement import Claim
 from rapid_dist.storage import Storage, StorageMissing
 
 Selection = Mapping[str, Any]  # As in selection.json; empty of a run that nobody chose.
@@ -36,15 +33,12 @@ def as_chosen(privacy: Mapping[str, Any], selection: Selection) -> dict[str, Any
     """Returns the summary's ``privacy`` of a run, epsilon being that of the choice."""
     if not selection:
         return dict(privacy)
-    told = {
+    return {
         **privacy,
         "epsilon": max(float(privacy["epsilon"]), float(selection["epsilon"])),
         "run_epsilon": privacy["epsilon"],
         "selection": dict(selection),
     }
-    if is_secret(selection):
-        told["dataset_epsilon"] = selection["dataset_epsilon"]
-    return told
 
 
 def in_bundle(privacy: Mapping[str, Any], selection: Selection) -> dict[str, Any]:
@@ -53,12 +47,3 @@ def in_bundle(privacy: Mapping[str, Any], selection: Selection) -> dict[str, Any
     if is_secret(selection):
         del told["dataset_epsilon"]
     return told
-
-
-def claim_of_chosen(claim: Claim, selection: Selection) -> Claim:
-    """Returns the claim with a total of the data set that does not tell the number of runs."""
-    if not is_secret(selection):
-        return claim
-    total = float(selection["dataset_epsilon"])
-    safe = Epsilons(delta=claim.budget.delta, pld=total, prv=total, rdp=total)
-    return replace(claim, dataset_spent=safe)

@@ -14,6 +14,7 @@ from rapid_dist import __version__
 from rapid_dist.methods import artifacts, private_stages, sampling_stages
 from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.dataset_total import has_secret
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.retrieval.manifest import MANIFEST, Manifest
 from rapid_dist.storage import Storage, sha256_hex
@@ -38,7 +39,7 @@ def lineage_of(context: RunContext, ledger: Ledger, run: str) -> dict[str, Any]:
         "ledger": {
             "dataset": ledger.dataset,
             "head": ledger.head,
-            "entries": len(ledger.entries()),
+            "entries": None if has_secret(ledger) else len(ledger.entries()),
         },
     }
 

@@ -25,7 +25,7 @@ from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
-from rapid_dist.runtime.chosen import as_chosen, claim_of_chosen, in_bundle, is_secret, selection_of
+from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.lineage import lineage_of
@@ -245,7 +245,6 @@ def _finish(
     recipe = prepared.recipe
     ledger, claimed = _claim(prepared, directory)
     selection = selection_of(directory.storage)
-    claimed = claim_of_chosen(claimed, selection)
     privacy = as_chosen(results.privacy_figures(recipe, prepared.plan, claimed), selection)
     quality = json.loads(directory.internal.read("quality.json"))
     registry = directory.read_json("registry.json")
@@ -276,8 +275,7 @@ def _finish(
     results.write_pages(
         context, summary, claimed, curve, quality, price_per_hour=recipe.runtime.price_per_hour
     )
-    # Their places on the ledger would tell how many runs there were beside a chosen one.
-    entries = [] if is_secret(selection) else results.ledger_of(ledger, directory.run)
+    entries = results.ledger_of(ledger, directory.run)
     record_lineage(directory, tracked, lineage_of(context, ledger, directory.run), registry)
     record_results(directory, tracked, summary, spent, entries)
     return summary

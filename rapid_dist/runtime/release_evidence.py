@@ -18,6 +18,7 @@ from rapid_dist.installed import code_hash
 from rapid_dist.methods import artifacts, contamination_stage, dpdm, rapid, sampling_stages
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import plan
+from rapid_dist.privacy.dataset_total import has_secret
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import Claim, claim, require_charged
 from rapid_dist.release.bundle import BundleFacts, verify_bundle
@@ -46,7 +47,7 @@ class Finished:
     bundle: Path  # A copy of the run's bundle, for as long as the run is open.
     internal: tuple[dict[str, Any], ...]
     registry: Mapping[str, Any]
-    ledger_entries: int
+    ledger_entries: int | None  # None where it is secret.
     evidence: Evidence
 
     def public_network(self) -> Denoiser | None:
@@ -149,7 +150,7 @@ def _finished(
         bundle=bundle,
         internal=internal,
         registry=registry,
-        ledger_entries=0 if ledger is None else len(ledger.entries()),
+        ledger_entries=None if ledger is None or has_secret(ledger) else len(ledger.entries()),
         evidence=evidence,
     )
 

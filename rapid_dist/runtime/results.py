@@ -24,6 +24,7 @@ from rapid_dist.methods import (
 )
 from rapid_dist.methods.context import RunContext
 from rapid_dist.privacy.accounting import PrivacyPlan
+from rapid_dist.privacy.dataset_total import has_secret
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.spend import Spend
 from rapid_dist.privacy.statement import Claim
@@ -110,7 +111,9 @@ def epsilon_curve(spent: Spend, budget: float) -> EpsilonCurve:
 
 
 def ledger_of(ledger: Ledger, run: str) -> list[dict[str, Any]]:
-    """Returns the run's entries as plain values."""
+    """Returns the run's entries as plain values; none where their places tell what is secret."""
+    if has_secret(ledger):
+        return []
     return [asdict(entry) for entry in ledger.entries() if entry.run == run]
 
 

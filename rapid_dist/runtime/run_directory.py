@@ -99,15 +99,19 @@ def _absolute(address: str) -> str:
 class RunDirectory:
     """One run's directory, opened for one recipe."""
 
-    def __init__(self, recipe: Recipe, out: str) -> None:
-        """Begins or goes on with a run; refuses a directory that another recipe has begun."""
+    def __init__(self, recipe: Recipe, out: str, *, named: str = "") -> None:
+        """Begins or goes on with a run; refuses a directory that another recipe has begun.
+
+        Args:
+          named: how a new run's name in the ledger begins; by default with the recipe's.
+        """
         self.storage: Storage = open_storage(out)
         # Not for everybody on this machine: internal results may not leave (P13).
         self._own: Storage = open_storage(out, private=True)
         self.internal: Storage = self._own.child("internal")
         self._admit(recipe)
         self.internal.write("README.txt", INTERNAL.encode())  # First, so that the folder is ours.
-        self.run = self._run_name(recipe)
+        self.run = self._run_name(recipe, named or recipe.name)
 
     def is_complete(self) -> bool:
         return self.storage.exists("summary.json")
@@ -168,12 +172,12 @@ class RunDirectory:
                     self.storage.delete(name)
         self.storage.write("config.yaml", text)
 
-    def _run_name(self, recipe: Recipe) -> str:
+    def _run_name(self, recipe: Recipe, named: str) -> str:
         """Returns the run's name in the ledger: the same whenever the run goes on.
 
         The recipe's hash in it binds every charge to the recipe: ``release`` compares them.
         """
-        fresh = {"run": f"{recipe.name}-{secrets.token_hex(4)}-{recipe_hash(recipe)[:SHORT]}"}
+        fresh = {"run": f"{named}-{secrets.token_hex(4)}-{recipe_hash(recipe)[:SHORT]}"}
         try:
             self.storage.create("run.json", json.dumps(fresh).encode())
         except AlreadyExists:

@@ -15,7 +15,6 @@ chosen model and the price may be seen: book, trials, table and page lie in ``in
 import json
 import os
 import secrets
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,9 +25,9 @@ from rapid_dist.config import Recipe, method_settings, to_tree, to_yaml
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.methods.sweep_proxy import Proxy, make_proxy
 from rapid_dist.methods.sweep_settings import Point, random_point, variants
+from rapid_dist.privacy.dataset_total import declare_secret
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.privacy.mechanism import Event
 from rapid_dist.privacy.selection import (
     SELECTION,
     Candidate,
@@ -84,23 +83,13 @@ class PreparedSweep:
                 recipe.privacy.epsilon, recipe.privacy.delta, recipe.sweep.num_trials
             )
         if recipe.sweep.promise == "repeat_and_select":
-            return self.price_of_best(_planner(self, None))
+            return price_selection(
+                _planner(self, None).possible(self.space),
+                recipe.sweep.runs,
+                recipe.privacy.delta,
+                trial_epsilon=recipe.privacy.epsilon,
+            )
         return None
-
-    def price_of_best(self, planner: Planner, others: Sequence[Event] = ()) -> Price:
-        """Returns the price of the best of a secret number of runs.
-
-        Args:
-          others: what the ledger holds beside the sweep's own runs.
-        """
-        privacy = self.recipe.privacy
-        return price_selection(
-            planner.possible(self.space),
-            self.recipe.sweep.runs,
-            privacy.delta,
-            trial_epsilon=privacy.epsilon,
-            others=others,
-        )
 
 
 def prepare_sweep(recipe: Recipe, out: str) -> PreparedSweep:
@@ -138,8 +127,8 @@ def run_sweep(recipe: Recipe, out: str, *, progress: Progress | None = None) -> 
             open_things.enter_context(session(_needs(recipe)))
         open_things.enter_context(stop_on_sigterm())
         proxy = _proxy(prepared)
-        planner = _planner(prepared, proxy)
         name = _declare(prepared, storage)
+        planner = _planner(prepared, proxy, name)
         home = _home(prepared)
         proposer = _proposer(prepared, planner)
         book = Book(home.child("trials"), planner, proposer)
@@ -229,14 +218,14 @@ def _conclude(
 def _price(prepared: PreparedSweep, planner: Planner, trials: list[Trial]) -> Price:
     recipe = prepared.recipe
     privacy, sweep = recipe.privacy, recipe.sweep
+    price = prepared.price_beforehand()
+    if sweep.promise == "repeat_and_select":
+        assert price is not None
+        return price
     started = [trial for trial in trials if trial.state != "pruned"]
     if sweep.promise == "public_proxy":
         return price_public(privacy.epsilon, privacy.delta, len(started))
     ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
-    if sweep.promise == "repeat_and_select":
-        own = {run for trial in trials for run in _runs(planner, trial)}
-        others = [e.event for e in ledger.entries() if e.event is not None and e.run not in own]
-        return prepared.price_of_best(planner, others)
     charged = [_charged(ledger, planner, trial) for trial in started]
     return price_composition(
         [one for one in charged if one.training],
@@ -331,10 +320,12 @@ def _proxy(prepared: PreparedSweep) -> Proxy | None:
     )
 
 
-def _planner(prepared: PreparedSweep, proxy: Proxy | None) -> Planner:
+def _planner(prepared: PreparedSweep, proxy: Proxy | None, name: str = "") -> Planner:
     secret = prepared.recipe.sweep.promise == "repeat_and_select"
     home = f"{prepared.places.out}/internal" if secret else prepared.places.out
-    return Planner(recipe=prepared.recipe, places=prepared.places, home=home, proxy=proxy)
+    return Planner(
+        recipe=prepared.recipe, places=prepared.places, home=home, proxy=proxy, name=name
+    )
 
 
 def _home(prepared: PreparedSweep) -> Storage:
@@ -352,18 +343,20 @@ def _needs(recipe: Recipe) -> Needs:
 
 def _declare(prepared: PreparedSweep, storage: Storage) -> str:
     """Names the sweep and, where it is on private data, tells the ledger of it before any trial."""
-    found = _read(storage, "name.json")
-    if found:
-        return str(found["name"])
     recipe = prepared.recipe
-    name = f"{recipe.name}-sweep-{secrets.token_hex(4)}"
-    if recipe.sweep.promise != "public_proxy":
-        runs = recipe.sweep.runs
-        how = f" runs={runs.kind} mean={runs.mean:g}" if "repeat" in recipe.sweep.promise else ""
-        Ledger.open(prepared.places.ledger, recipe.data.private.name).append(
-            "note", name, attempt=0, note=f"sweep promise={recipe.sweep.promise}{how}"
-        )
-    storage.write("name.json", json.dumps({"name": name}).encode())
+    name = str(_read(storage, "name.json").get("name", ""))
+    if not name:
+        name = f"{recipe.name}-sweep-{secrets.token_hex(4)}"
+        storage.write("name.json", json.dumps({"name": name}).encode())
+    if recipe.sweep.promise == "public_proxy":
+        return name
+    ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
+    if not any(entry.run == name for entry in ledger.entries()):
+        if recipe.sweep.promise == "repeat_and_select":
+            possible = _planner(prepared, None).possible(prepared.space)
+            declare_secret(ledger, name, recipe.sweep.runs, possible)
+        else:
+            ledger.append("note", name, attempt=0, note=f"sweep promise={recipe.sweep.promise}")
     return name
 
 

@@ -32,6 +32,7 @@ class Planner:
     places: Places  # Of the sweep.
     home: str  # The folder that holds its trials.
     proxy: Proxy | None  # None: trials are on the private data.
+    name: str = ""  # Of the sweep; where its number of runs is secret, the ledger has them by it.
 
     def recipe_of(self, point: Point) -> Recipe:
         """Returns the recipe of a point, for the private data, and its plan's unknown left open."""
@@ -68,6 +69,7 @@ class Planner:
             ledger=self.places.ledger if self.proxy is None else f"{folder}/ledger",
             score_noise=recipe.sweep.score_noise if self.proxy is None else None,
             fractions=recipe.sweep.fractions,
+            charged_as=self.name if recipe.sweep.promise == "repeat_and_select" else recipe.name,
         )
 
     def public_job(self, number: int, point: Point) -> TrialJob:

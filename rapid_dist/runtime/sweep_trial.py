@@ -42,6 +42,7 @@ class TrialJob:
     ledger: str
     score_noise: float | None  # None: measured whole, on public images.
     fractions: tuple[float, ...] = (1.0,)  # Of the training, one a rung.
+    charged_as: str = ""  # How its run's name begins, in the ledger; "" = with the recipe's name.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ def _open(
     job: TrialJob, open_things: ExitStack
 ) -> tuple[RunContext, tuple[Stage, ...], RunDirectory]:
     recipe = parse_recipe(job.recipe)
-    directory = RunDirectory(recipe, job.out)
+    directory = RunDirectory(recipe, job.out, named=job.charged_as)
     progress = open_things.enter_context(Progress())
     figures = Figures(directory.storage, progress)
     maker = _maker(job, recipe, directory.run, job.charged)

@@ -222,10 +222,11 @@ def test_the_best_of_a_secret_number_says_nothing_of_the_others(tmp_path: Path) 
     model = json.loads((out / "chosen" / "bundle" / "model.json").read_text())
     assert "dataset_epsilon" not in model["privacy"]
     # One mechanism, whatever the number of its runs: the total is the price, not a composition.
-    assert summary["privacy"]["dataset_epsilon"] == result["price"]["dataset_epsilon"]
+    price = result["price"]["epsilon"]
+    assert summary["privacy"]["dataset_epsilon"] == pytest.approx(price)
     client = MlflowClient(tracking_uri=summary["registry"]["tracking_uri"])
     version = client.get_model_version_by_alias(summary["registry"]["name"], "candidate")
-    assert version.tags["dp.dataset_epsilon"] == str(result["price"]["dataset_epsilon"])
+    assert float(version.tags["dp.dataset_epsilon"]) == pytest.approx(price)
     assert version.tags["dp.epsilon"] == str(result["price"]["epsilon"])
     kept = Path(client.download_artifacts(version.run_id, "ledger.json")).read_text()
     assert json.loads(kept) == []
