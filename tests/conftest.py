@@ -1,7 +1,8 @@
 """What every test gets: a quiet, offline environment, and one Ray cluster for those that ask.
 
 Tests marked ``ray`` go to one worker of pytest-xdist (``--dist loadgroup``): two clusters on one
-small machine would only wait for each other.
+small machine would only wait for each other. The whole runs of one file in ``e2e/`` stay together
+as well, or each worker would make its own of what they share.
 """
 
 import os
@@ -31,6 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.path.parent.name == "e2e" and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

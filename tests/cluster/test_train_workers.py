@@ -195,6 +195,7 @@ def test_a_group_serves_one_loop_after_another_until_one_has_read_private_record
     assert not first & fourth
 
 
+@pytest.mark.slow
 def test_every_loop_has_the_whole_number_of_failures_to_itself(tmp_path: Path) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     with _kept(reports, max_failures=1) as workers:
@@ -205,6 +206,7 @@ def test_every_loop_has_the_whole_number_of_failures_to_itself(tmp_path: Path) -
     assert reports == [("first", {"attempt": 1.0}), ("second", {"attempt": 1.0})]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_between_two_loops_costs_neither_a_failure() -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     with _kept(reports, max_failures=0) as workers:
