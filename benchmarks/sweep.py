@@ -4,8 +4,8 @@
     python benchmarks/sweep.py --small   # the same course on networks of one block: minutes
     python benchmarks/sweep.py --parts mnist --set data.root=DIR
 
-``killed``: a sweep on private data (promise per_trial) whose process is killed twice; every trial's
-steps must stand on the ledger once, but for the step that a kill repeats. ``overhead``: seconds a
+``killed``: a sweep on private data (promise per_trial), as many trials of one process at once as
+there are cores, whose driver is killed twice; every trial's must stand on the ledger once, but for the step that a kill repeats. ``overhead``: seconds a
 trial beyond its stages, without Ray, in processes of Tune, and on Train's workers below Tune.
 ``regret``: the same points, scored on public images and, as only a test bed may, without noise on
 the private held-out ones. Regret is the best private score less that of the point the proxy picks.
@@ -70,7 +70,7 @@ def settings(options: argparse.Namespace, *more: str) -> list[str]:
 
 def killed(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Kills a sweep after a third and after two thirds of its trials, and lets it end."""
-    more = settings(options, "sweep.promise=per_trial", "runtime.backend=process")
+    more = settings(options, "sweep.promise=per_trial", "sweep.runner=process")
     kills, start = [], time.monotonic()
     for share in (1 / 3, 2 / 3):
         process = subprocess.Popen(
