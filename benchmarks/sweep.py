@@ -5,8 +5,9 @@
     python benchmarks/sweep.py --parts mnist --set data.root=DIR
 
 ``killed``: a sweep on private data (promise per_trial), as many trials of one process at once as
-there are cores, whose driver is killed twice; every trial's must stand on the ledger once, but for the step that a kill repeats. ``overhead``: seconds a
-trial beyond its stages, without Ray, in processes of Tune, and on Train's workers below Tune.
+there are cores, whose driver is killed twice; every trial's steps must stand on the ledger once,
+but for the step that a kill repeats. ``overhead``: seconds a trial beyond its stages, without Ray,
+in processes of Tune, and on Train's workers below Tune.
 ``regret``: the same points, scored on public images and, as only a test bed may, without noise on
 the private held-out ones. Regret is the best private score less that of the point the proxy picks.
 ``secret``: a sweep of promise repeat_and_select; how many runs it had, nobody is told.
