@@ -27,6 +27,7 @@ from rapid_dist.diffusion.sampler import SamplingConfig
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.settings import EvaluationConfig
+from rapid_dist.methods.presets import presets_of
 from rapid_dist.methods.settings import MethodSettings, SplitConfig
 from rapid_dist.methods.sweep_settings import SweepConfig
 from rapid_dist.privacy.settings import PrivacyConfig
@@ -151,13 +152,21 @@ class Recipe(_Node):
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Returns the recipe of that file, or of that name inside the package, with overrides.
 
+    An override of ``method`` brings what that method changes in any recipe (``presets.py``), before
+    all other overrides; without one the file is taken as it is.
+
     Args:
       overrides: each ``a.b=value``, the value read as YAML; a number in the path is a list index.
     """
     path = Path(name_or_path)
     tree = read_tree(path)
     tree.setdefault("name", path.stem)
+    written_for = tree.setdefault("method", Recipe.model_fields["method"].default)
     for text in overrides:
+        if text.partition("=")[0].strip() == "method":
+            override(tree, text, _settings(Recipe))
+    own = presets_of(str(tree["method"])) if tree["method"] != written_for else ()
+    for text in (*own, *overrides):
         override(tree, text, _settings(Recipe))
     return parse_recipe(tree)
 

@@ -5,12 +5,16 @@ state at a step is ``x_0 + level(step) * n`` with ``n`` standard normal (varianc
 grid is that of Karras et al. (2022), Eq. 5, read upwards.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from rapid_dist.errors import ConfigError
+
+LevelLaw = Literal["auto", "steps", "lognormal", "vp", "ve", "cosine"]
+_BETA_MIN, _BETA_MAX = 0.1, 20.0  # Of the variance-preserving SDE (Song et al. 2021, Appendix C).
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +55,43 @@ class ScheduleConfig:
             raise ConfigError(f"A step must be in 0..{self.num_steps}, got {step}.")
         return float(self.levels()[step])
 
-    def step_law(self, top: int, log_level_mean: float | None, log_level_std: float) -> np.ndarray:
+    def step_law(
+        self,
+        top: int,
+        log_level_mean: float | None,
+        log_level_std: float,
+        law: LevelLaw = "auto",
+    ) -> np.ndarray:
         """Returns P(step <= t) for t in 1..top, float64 [top]: which steps training sees how often.
 
-        Even over the steps, or, with a mean, lognormal in the noise level (Karras et al. 2022,
-        Table 1) and cut off above ``top``: many steps lie at levels that hardly hide anything, and
-        their rows teach little.
+        ``auto`` is even over the steps, or lognormal where a mean is given. What a law says above
+        ``top`` is cut off. Many steps lie at levels that hardly hide anything, and their rows teach
+        little; the other laws put their weight elsewhere:
+
+        ``lognormal``: ln(level) is normal (Karras et al. 2022, Table 1: mean -1.2, stddev 1.2).
+        ``vp``: even over the time of the variance-preserving SDE (Song et al. 2021, Appendix C).
+        ``ve``: even over ln(level), the variance-exploding SDE's time (likewise).
+        ``cosine``: even over the angle of the cosine schedule, level = tan(angle), as networks that
+        predict v are trained (Salimans & Ho 2022). Most of its weight is at high levels.
+
+        The last three are distributions of Dockhorn et al. (2023) as well; loss weight and network
+        stay those of EDM whatever the law.
         """
-        if log_level_mean is None:
+        if law == "steps" or (law == "auto" and log_level_mean is None):
             return np.arange(1, top + 1) / top
         log_levels = np.log(self.levels()[1:])
-        density = np.exp(-0.5 * ((log_levels - log_level_mean) / log_level_std) ** 2)
-        chances = (density * np.gradient(log_levels))[:top]
-        law: np.ndarray = np.cumsum(chances) / chances.sum()
-        law[-1] = 1.0  # Whatever order the sums were made in.
-        return law
+        if law in ("auto", "lognormal"):
+            assert log_level_mean is not None, "Settings without a mean are refused."
+            density = np.exp(-0.5 * ((log_levels - log_level_mean) / log_level_std) ** 2)
+            chances = (density * np.gradient(log_levels))[:top]
+        else:
+            # A step has the levels that are nearer to it than to another, by their logarithms.
+            between = (log_levels[:-1] + log_levels[1:]) / 2
+            edges = np.exp(np.concatenate([log_levels[:1], between, log_levels[-1:]]))
+            chances = np.diff(_TIMES[law](edges))[:top]
+        cumulated: np.ndarray = np.cumsum(chances) / chances.sum()
+        cumulated[-1] = 1.0  # Whatever order the sums were made in.
+        return cumulated
 
     def path(self, from_step: int, to_step: int, num_intervals: int) -> list[float]:
         """Returns ``num_intervals + 1`` noise levels that lead from one step down to another.
@@ -83,3 +109,18 @@ class ScheduleConfig:
         steps = np.linspace(from_step, to_step, num_intervals + 1).round().astype(int)
         levels = self.levels()
         return [float(levels[step]) for step in dict.fromkeys(steps.tolist())]
+
+
+def _vp_time(level: np.ndarray) -> np.ndarray:
+    """The time t at which level^2 = exp(t^2 (beta_max - beta_min) / 2 + t beta_min) - 1."""
+    rise = _BETA_MAX - _BETA_MIN
+    time: np.ndarray = (np.sqrt(_BETA_MIN**2 + 2 * rise * np.log1p(level**2)) - _BETA_MIN) / rise
+    return time
+
+
+# What a law is even over, as a rising function of the noise level; its scale does not matter.
+_TIMES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "vp": _vp_time,
+    "ve": np.log,
+    "cosine": np.arctan,
+}

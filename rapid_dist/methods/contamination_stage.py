@@ -6,6 +6,7 @@ the decision is made from it and from declared constants, stored once, and never
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,8 +120,19 @@ class ContaminationTask:
         }
 
 
-def run_contamination(context: RunContext) -> None:
-    """Looks once; then, where the policy says so, asks for the noised counts once and obeys."""
+def run_contamination(
+    context: RunContext,
+    remade: Sequence[Callable[[RunContext], None]] = (
+        public_stages.run_pretrain,
+        public_stages.run_contrast,
+        public_stages.run_index,
+    ),
+) -> None:
+    """Looks once; then, where the policy says so, asks for the noised counts once and obeys.
+
+    Args:
+      remade: the method's public stages, to be made again without the sources that are dropped.
+    """
     settings, query = context.settings, context.plan.contamination
     if not context.internal.exists(FOUND):
         task = ContaminationTask(
@@ -145,7 +157,7 @@ def run_contamination(context: RunContext) -> None:
         )
         decision = decided(settings, query.noise_multiplier, noised)
         context.out.write(DECISION, json.dumps(decision, indent=2, allow_nan=False).encode())
-    _obey(context)
+    _obey(context, remade)
 
 
 def decided(settings: MethodSettings, noise: float, noised: np.ndarray) -> dict[str, Any]:
@@ -190,7 +202,7 @@ def without_dropped(settings: MethodSettings, out: Storage) -> MethodSettings:
     )
 
 
-def _obey(context: RunContext) -> None:
+def _obey(context: RunContext, remade: Sequence[Callable[[RunContext], None]]) -> None:
     decision = json.loads(context.out.read(DECISION))
     told = [
         f"{name} {count:.1f}"
@@ -210,9 +222,8 @@ def _obey(context: RunContext) -> None:
             f"{said} Begin a run without them under another --out; this count stays charged."
         )
     context.note(f"{said} The run goes on without them.")
-    public_stages.run_pretrain(kept)
-    public_stages.run_contrast(kept)
-    public_stages.run_index(kept)
+    for run in remade:
+        run(kept)
 
 
 def _gathered(own: Nearest, mine: np.ndarray, count: int, collective: Collective) -> Nearest:

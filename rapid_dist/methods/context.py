@@ -6,7 +6,7 @@ shards or to search them; one backend is this process, the other is a cluster.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -97,6 +97,11 @@ class RunContext:
     device: str = "cpu"  # Where workers compute: cpu, or the CUDA device that each of them has.
     memory_gb: float = 1.0  # What one worker may take of the host's memory.
     engine: ClippedSum = clipped_sum  # The audit puts one that looks on around it.
+
+
+# charged: what comes of private records goes through charged mechanisms. public: no private record
+# is read before the evaluation. none: no privacy whatever, and nothing of it may leave.
+Promise = Literal["charged", "public", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,60 +1,109 @@
-"""DPDM: a differentially private diffusion model from scratch (Dockhorn et al., TMLR 2023).
+"""DPDM: a differentially private diffusion model (Dockhorn et al., TMLR 2023).
 
-No public data and no retrieval: DP-SGD with noise multiplicity on the whole schedule, sampling
-from pure noise. It is what a private generator costs without anything public.
+No retrieval: DP-SGD with noise multiplicity on the whole schedule, sampling from pure noise. From
+scratch (``train.start``) it sees no public data, and is what a private generator costs without any.
+From public weights it is their method after public pretraining, the class table made anew.
+
+    pretrain   D_pub on the pretrain split                 public          from public weights
+    contrast   the extractor that contamination looks by   public          from public weights
+    contamination  private images among the public ones    internal, or charged      likewise
+    initial    where training starts                       public
+    train      DP-SGD on all steps                         charged
+    generate   from pure noise, by a deterministic solver or with churn    post-processing
+    evaluate   against private records                     internal
 """
 
 import torch
 
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
-from rapid_dist.methods import artifacts, evaluation_stage, private_stages, sampling_stages
-from rapid_dist.methods.context import RunContext, Stage
+from rapid_dist.methods import (
+    artifacts,
+    contamination_stage,
+    evaluation_stage,
+    private_stages,
+    public_stages,
+    sampling_stages,
+)
+from rapid_dist.methods.context import Promise, RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
+
+NEVER_RELEASED = ""
+
+
+def promise(settings: MethodSettings) -> Promise:
+    """Every private record goes through charged steps, or a charged count."""
+    return "charged"
+
+
+def is_from_public(settings: MethodSettings) -> bool:
+    """Whether training starts from public weights; by default it does not."""
+    return settings.train.start == "public"
 
 
 def check(settings: MethodSettings) -> None:
     """Refuses settings that would not be DPDM.
 
     Raises:
-      ConfigError: a setting asks for public data or for a prior.
+      ConfigError: a setting asks for retrieval or a prior, or, from scratch, for public data.
     """
     for name, value, wanted in (
         ("train.mode", settings.train.mode, "full"),
         ("sampling.source", settings.sampling.source, "noise"),
         ("privacy.prior_share", settings.privacy.prior_share, 0.0),
         ("privacy.prior_noise", settings.privacy.prior_noise, None),
-        ("contamination.policy", settings.contamination.policy, "accept"),
     ):
         if value != wanted:
             raise ConfigError(
-                f"Method dpdm sees no public data: {name} must be {wanted!r}, got {value!r}. "
+                f"Method dpdm retrieves nothing: {name} must be {wanted!r}, got {value!r}. "
                 "Use method rapid for the other."
             )
+    policy = settings.contamination.policy
+    if policy != "accept" and not is_from_public(settings):
+        raise ConfigError(
+            f"Method dpdm from scratch sees no public data: contamination.policy must be 'accept', "
+            f"got {policy!r}. Or set train.start to 'public'."
+        )
 
 
 def run_initial(context: RunContext) -> None:
-    """Writes an untrained denoiser where training looks for its start."""
+    """Writes the denoiser where training looks for its start: untrained, or D_pub's weights."""
     settings = context.settings
     storage = context.out.child(private_stages.ADAPTED)
     if artifacts.is_done(storage):
         return
-    torch.manual_seed(settings.seed)
-    denoiser = Denoiser(
-        settings.network,
-        channels=settings.private.channels,
-        size=settings.private.size,
-        num_classes=private_stages.num_classes(settings),
-        data_std=settings.schedule.data_std,
+    if is_from_public(settings):
+        start = private_stages.start_denoiser(settings, context.public.uri)
+    else:
+        torch.manual_seed(settings.seed)
+        start = Denoiser(
+            settings.network,
+            channels=settings.private.channels,
+            size=settings.private.size,
+            num_classes=private_stages.num_classes(settings),
+            data_std=settings.schedule.data_std,
+        )
+    artifacts.put_denoiser(storage, start)
+
+
+def run_contamination(context: RunContext) -> None:
+    """Looks for private images among the public ones; a source that is dropped leaves no index."""
+    contamination_stage.run_contamination(
+        context, remade=(public_stages.run_pretrain, public_stages.run_contrast)
     )
-    artifacts.put_denoiser(storage, denoiser)
 
 
-def stages() -> tuple[Stage, ...]:
+def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     """Returns the stages in order."""
-    return (
+    public = (
+        Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),
+        Stage(name="contrast", run=public_stages.run_contrast, artifact=artifacts.extractor_name),
+        Stage(name="contamination", run=run_contamination),
+    )
+    private = (
         Stage(name="initial", run=run_initial),
         Stage(name="train", run=private_stages.run_train),
         Stage(name="generate", run=sampling_stages.run_generate),
         Stage(name="evaluate", run=evaluation_stage.run_evaluate),
     )
+    return (*public, *private) if is_from_public(settings) else private

@@ -14,6 +14,7 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
     evaluate   against private records                                      internal
 """
 
+from rapid_dist.errors import ConfigError
 from rapid_dist.methods import (
     artifacts,
     contamination_stage,
@@ -22,10 +23,31 @@ from rapid_dist.methods import (
     public_stages,
     sampling_stages,
 )
-from rapid_dist.methods.context import Stage
+from rapid_dist.methods.context import Promise, Stage
+from rapid_dist.methods.settings import MethodSettings
+
+NEVER_RELEASED = ""
 
 
-def stages() -> tuple[Stage, ...]:
+def promise(settings: MethodSettings) -> Promise:
+    """Every private record goes through charged queries and steps."""
+    return "charged"
+
+
+def check(settings: MethodSettings) -> None:
+    """Refuses settings that would not be RAPID.
+
+    Raises:
+      ConfigError: training would not start from public weights.
+    """
+    if settings.train.start == "scratch":
+        raise ConfigError(
+            "Method rapid starts from the public weights: train.start must be 'auto' or 'public', "
+            "got 'scratch'. Use method dpdm for the other."
+        )
+
+
+def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     """Returns the stages in order."""
     return (
         Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),

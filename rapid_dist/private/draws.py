@@ -53,8 +53,8 @@ class DrawMaker:
     def rows(self, records: np.ndarray, key: SecretKey, step: int, attempt: int) -> Rows:
         """Returns B * J * K rows; record i owns J * K of them, from row i * J * K on, by image.
 
-        ``full`` draws the step from the whole schedule, ``late`` from 1..v, both by the law of
-        ``train.log_level_mean``; the K draws of an image take one step from each K-th of the law.
+        ``full`` draws the step from the whole schedule, ``late`` from 1..v, both by
+        ``train.level_law``; the K draws of an image take one step from each K-th of the law.
         Both noise the record's own image: x_t = x_0 + s_t n. ``surrogate`` draws as ``late`` does,
         and walks from the record towards the retrieved public state: with x_v = r_0 + s_v n the
         noise that leads from x_0 to x_v is n* = (x_v - x_0) / s_v, and x_t = x_0 + s_t n*; at t = v
@@ -74,7 +74,7 @@ class DrawMaker:
         streams = [stream for stream in own_streams for _ in range(count)]  # One an image.
         shape = self.images.images.shape[1:]
         top = self.schedule.num_steps if self.config.mode == "full" else self.split_step
-        law = self.schedule.step_law(top, self.config.log_level_mean, self.config.log_level_std)
+        law = self._step_law(top)
         steps = np.empty((len(chosen), draws), np.int64)
         noise = np.empty((len(chosen), draws, *shape), np.float32)
         clean = np.empty((len(chosen), draws, *shape), np.uint8)
@@ -102,6 +102,12 @@ class DrawMaker:
             noise_level=level,
             labels=torch.from_numpy(labels.ravel()),
             clean=target,
+        )
+
+    def _step_law(self, top: int) -> np.ndarray:
+        config = self.config
+        return self.schedule.step_law(
+            top, config.log_level_mean, config.log_level_std, config.level_law
         )
 
     @cached_property

@@ -1,9 +1,10 @@
 """Settings of private training. All are public constants of the mechanism or of its quality."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from rapid_dist.diffusion.compute import Precision
+from rapid_dist.diffusion.schedule import LevelLaw
 from rapid_dist.errors import ConfigError
 
 Mode = Literal["full", "late", "surrogate"]
@@ -20,8 +21,13 @@ class TrainConfig:
         1  # K: draws (step, noise, augmentation) a record, averaged before the clip.
     )
     images_per_group: int = 1  # J: images of a group (a patient) in a step, averaged likewise.
-    # Of ln(noise level) of the rows (Karras et al. 2022, Table 1); null = evenly over the steps.
-    log_level_mean: float | None = None
+    # Where training begins: public weights, or scratch. auto = as the method does: dpdm from
+    # scratch, every other from public weights.
+    start: Literal["auto", "public", "scratch"] = "auto"
+    # Which noise levels the rows have how often: evenly over the steps, lognormal, or evenly over
+    # the time of another parameterisation. auto = lognormal where log_level_mean says where.
+    level_law: LevelLaw = "auto"
+    log_level_mean: float | None = None  # Of ln(noise level); EDM's is -1.2 (and the stddev 1.2).
     log_level_std: float = 1.0
     shift: int = 0  # Augmentation: each draw shifts the image by up to this many pixels.
     flip: bool = False  # Augmentation: each draw mirrors the image with chance 1/2.
@@ -54,6 +60,9 @@ class TrainConfig:
                 "train.shift and train.warmup_steps must not be negative, got "
                 f"{self.shift} and {self.warmup_steps}."
             )
+        if self.start not in ("auto", "public", "scratch"):
+            raise ConfigError(f"train.start must be auto, public or scratch, got {self.start!r}.")
+        self._check_level_law()
         if self.log_level_std <= 0:
             raise ConfigError(
                 f"train.log_level_std must be positive, got {self.log_level_std}. 1 is usual."
@@ -62,6 +71,21 @@ class TrainConfig:
             raise ConfigError(
                 "train.learning_rate must be positive and train.ema_decay in [0, 1), got "
                 f"{self.learning_rate} and {self.ema_decay}."
+            )
+
+    def _check_level_law(self) -> None:
+        law, laws = self.level_law, get_args(LevelLaw)
+        if law not in laws:
+            raise ConfigError(f"train.level_law must be one of {', '.join(laws)}, got {law!r}.")
+        if law == "lognormal" and self.log_level_mean is None:
+            raise ConfigError(
+                "train.level_law is 'lognormal', but train.log_level_mean is null. Give the mean "
+                "of ln(noise level); -1.2 is usual."
+            )
+        if law not in ("auto", "lognormal") and self.log_level_mean is not None:
+            raise ConfigError(
+                f"train.log_level_mean is {self.log_level_mean}, but train.level_law={law!r} has "
+                "none. Set it to null, or the law to 'lognormal'."
             )
 
     @property

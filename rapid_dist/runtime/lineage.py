@@ -12,6 +12,7 @@ from typing import Any
 
 from rapid_dist import __version__
 from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.methods.catalog import has_stage
 from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.dataset_total import has_secret
@@ -33,7 +34,7 @@ def lineage_of(context: RunContext, ledger: Ledger, run: str) -> dict[str, Any]:
         "run": run,
         "method": settings.method,
         "private": {"name": settings.private.name},
-        "public": _sources(settings) if settings.method == "rapid" else [],
+        "public": _sources(settings) if has_stage(settings, "pretrain") else [],
         "knowledge_base": _knowledge_base(context),
         "artifacts": {**_public_parts(context), **_own_parts(context.out)},
         "ledger": {
@@ -78,7 +79,7 @@ def _sources(settings: MethodSettings) -> list[dict[str, Any]]:
 
 
 def _knowledge_base(context: RunContext) -> dict[str, Any]:
-    if context.settings.method != "rapid":
+    if not has_stage(context.settings, "index"):
         return {}
     name = artifacts.knowledge_base_name(context.settings)
     place = context.public.child(name)
@@ -102,8 +103,12 @@ def _public_parts(context: RunContext) -> dict[str, Any]:
     if settings.method != "rapid":
         return {}
     names = {
-        "public denoiser": artifacts.pretrain_name(settings),
-        "extractor": artifacts.extractor_name(settings),
+        part: name_of(settings)
+        for part, stage, name_of in (
+            ("public denoiser", "pretrain", artifacts.pretrain_name),
+            ("extractor", "contrast", artifacts.extractor_name),
+        )
+        if has_stage(settings, stage)
     }
     return {
         part: {"folder": name, "sha256": folder_hash(context.public.child(name))}

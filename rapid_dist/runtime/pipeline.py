@@ -13,11 +13,10 @@ from typing import Any
 from rapid_dist.config import Recipe, method_settings, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
-from rapid_dist.methods import artifacts, contamination_stage, dpdm, rapid, sampling_stages
-from rapid_dist.methods.checks import check_settings
+from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.privacy.accounting import PrivacyPlan, plan
+from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.spend import spend
 from rapid_dist.privacy.statement import Claim, claim, require_charged
@@ -75,15 +74,13 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
     settings = method_settings(recipe)
     public = (*settings.public, *settings.more_references)
     check_disjoint(settings.private, public, settings.data_root)
-    check_settings(settings)
-    if recipe.method == "dpdm":
-        dpdm.check(settings)
+    catalog.check_method(settings)
     return Prepared(
         recipe=recipe,
         settings=settings,
-        plan=plan(recipe.privacy, recipe.num_units),
+        plan=catalog.plan_of(settings),
         places=places(recipe, out),
-        stages=dpdm.stages() if recipe.method == "dpdm" else rapid.stages(),
+        stages=catalog.stages_of(settings),
     )
 
 

@@ -15,9 +15,8 @@ from rapid_dist.data.licences import recorded_licence
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import BudgetError, CheckpointError, ConfigError, LedgerError
 from rapid_dist.installed import code_hash
-from rapid_dist.methods import artifacts, contamination_stage, dpdm, rapid, sampling_stages
+from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.privacy.accounting import plan
 from rapid_dist.privacy.dataset_total import has_secret
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import Claim, claim, require_charged
@@ -105,8 +104,8 @@ def _finished(
     internal = tuple(found for name in INTERNAL if (found := _json(private, name)))
     tags, bundle_fault = _registered(registry)
     selection = _json(storage, SELECTION) or None
-    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, settings, selection)
-    solved = plan(recipe.privacy, recipe.num_units)
+    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, selection)
+    solved = catalog.plan_of(settings)
     ledger, claimed, ledger_fault = None, None, ""
     try:
         ledger = Ledger.open(where.ledger, recipe.data.private.name)
@@ -118,7 +117,7 @@ def _finished(
     entries = [] if ledger is None else [e for e in ledger.entries() if e.run == run]
     charges = [entry for entry in entries if entry.event is not None]
     begun, unread = _begun(storage, recipe)
-    stages = [stage.name for stage in (dpdm if recipe.method == "dpdm" else rapid).stages()]
+    stages = [stage.name for stage in catalog.stages_of(settings)]
     evidence = Evidence(
         config=recipe.release,
         today=today,
@@ -190,7 +189,7 @@ def _unfinished(
 
 
 def _public_place(recipe: Recipe, settings: MethodSettings, where: Places) -> Storage | None:
-    if recipe.method != "rapid" or not recipe.release.public_network:
+    if not (recipe.release.public_network and catalog.has_stage(settings, "pretrain")):
         return None
     return open_storage(where.public).child(artifacts.pretrain_name(settings))
 
@@ -282,10 +281,13 @@ def _claim(recipe: Recipe, ledger: Ledger, run: str) -> Claim:
 
 
 def _public_data(recipe: Recipe, settings: MethodSettings) -> tuple[PublicData, ...]:
-    if recipe.method != "rapid":
+    if not catalog.has_stage(settings, "pretrain"):
         return ()
-    told = [(source, "networks and references") for source in settings.public]
-    told += [(source, "references") for source in settings.more_references]
+    retrieves = catalog.has_stage(settings, "index")
+    used = "networks and references" if retrieves else "networks"
+    told = [(source, used) for source in settings.public]
+    if retrieves:
+        told += [(source, "references") for source in settings.more_references]
     return tuple(
         PublicData(
             source=source.source,

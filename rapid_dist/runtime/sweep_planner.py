@@ -11,8 +11,7 @@ from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, parse_recipe, to_tree
 from rapid_dist.errors import BudgetError, ConfigError
-from rapid_dist.methods import dpdm
-from rapid_dist.methods.checks import check_settings
+from rapid_dist.methods.catalog import check_method
 from rapid_dist.methods.sweep_proxy import Proxy
 from rapid_dist.methods.sweep_score import TRIES, require_scorable
 from rapid_dist.methods.sweep_settings import Point, default_space, variants
@@ -49,10 +48,7 @@ class Planner:
           ConfigError, BudgetError: no trial at this point can meet the budget.
         """
         recipe = self.recipe_of(point)
-        settings = method_settings(recipe)
-        check_settings(settings)
-        if recipe.method == "dpdm":
-            dpdm.check(settings)
+        check_method(method_settings(recipe))
         return _planned(recipe)
 
     def job(self, number: int, point: Point) -> TrialJob:

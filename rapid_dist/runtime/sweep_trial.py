@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, parse_recipe
-from rapid_dist.methods import contamination_stage, dpdm, rapid
+from rapid_dist.methods import contamination_stage
+from rapid_dist.methods.catalog import stages_of
 from rapid_dist.methods.context import Keeper, RunContext, Stage
 from rapid_dist.methods.evaluation_stage import QUALITY
 from rapid_dist.methods.sweep_score import TRIES, public_score, run_score
@@ -142,7 +143,7 @@ def _open(
 
 def _stages(recipe: Recipe, *, public: bool) -> tuple[Stage, ...]:
     """A trial on public images has none to look for among them; one on private ones is scored."""
-    stages = dpdm.stages() if recipe.method == "dpdm" else rapid.stages()
+    stages = stages_of(method_settings(recipe))
     left_out = "contamination" if public else "evaluate"
     return tuple(stage for stage in stages if stage.name != left_out)
 

@@ -29,7 +29,11 @@ def _last_json(captured: Captured) -> dict[str, object]:
         (["run", "-r", "digitz"], "digits"),
         (["plan", "-r", "digits", "--set", "privacy.epsilom=3"], "Did you mean privacy.epsilon?"),
         (["plan", "-r", "digits", "--set", "privacy.delta=0.5"], "delta"),
-        (["run", "-r", "digits", "--dry-run", "-s", "method=dpdm"], "dpdm"),
+        (["run", "-r", "digits", "--dry-run", "-s", "method=dpdn"], "method"),
+        (
+            ["run", "-r", "digits", "--dry-run", "-s", "method=dpdm", "-s", "train.mode=late"],
+            "Method dpdm retrieves nothing: train.mode must be 'full'",
+        ),
         (["run", "-r", "digits", "-s", "data.private.num_records=1431", "-o", "OUT"], "1431"),
         (["run", "-r", "digits", "--dry-run", "-s", "network.patch=3"], "network.patch"),
         (["run", "-r", "digits", "--dry-run", "-s", "train.trainable=heads"], "train.trainable"),

@@ -10,7 +10,7 @@ import torch
 from rapid_dist.diffusion.denoiser import weights_of
 from rapid_dist.diffusion.ema import Ema
 from rapid_dist.diffusion.loss import row_losses
-from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.diffusion.schedule import LevelLaw, ScheduleConfig
 from rapid_dist.diffusion.seeds import generator_for, normal_for
 from rapid_dist.errors import ConfigError
 from tests.models import random_rows, tiny_denoiser
@@ -166,3 +166,56 @@ def test_the_law_of_steps_is_lognormal_in_the_level_and_ends_at_the_top(
     lowest, highest = normal.cdf(log_levels[0]), expected[-1]
     np.testing.assert_allclose(law, (expected - lowest) / (highest - lowest), atol=0.005)
     assert law[-1] == 1.0
+
+
+def _time_of(law: str, level: np.ndarray) -> np.ndarray:
+    """What a law is even over, by quadrature of its own differential equation or by its name."""
+    if law == "ve":
+        return np.log(level)
+    if law == "cosine":  # level = tan(angle): the chance below 1 is half of that of everything.
+        return np.arctan2(level, 1.0)
+    times = np.linspace(0, 1.2, 400_001)  # beta(t) = 0.1 + 19.9 t, integrated step by step.
+    beta = 0.1 + 19.9 * times
+    integral = np.concatenate([[0.0], np.cumsum((beta[1:] + beta[:-1]) / 2 * np.diff(times))])
+    return np.interp(np.log1p(level**2), integral, times)
+
+
+@pytest.mark.parametrize("law", ["vp", "ve", "cosine"])
+@pytest.mark.parametrize("top", [450, 1000])
+def test_a_law_is_even_over_the_time_of_its_parameterisation(law: LevelLaw, top: int) -> None:
+    schedule = ScheduleConfig()
+    found = schedule.step_law(top, None, 1.0, law)
+    assert (np.diff(found) > 0).all()
+    assert found[-1] == 1.0
+    time = _time_of(law, schedule.levels()[1 : top + 1])
+    np.testing.assert_allclose(found, (time - time[0]) / (time[-1] - time[0]), atol=0.01)
+
+
+def test_the_law_test_would_notice_another_parameterisation() -> None:
+    schedule = ScheduleConfig()
+    laws = {law: schedule.step_law(1000, None, 1.0, law) for law in ("steps", "vp", "ve", "cosine")}
+    for one, found in laws.items():
+        for other, law in laws.items():
+            assert one == other or np.abs(found - law).max() > 0.05
+
+
+def test_the_laws_put_their_weight_where_their_papers_say() -> None:
+    """Shares below noise level 1, that of a signal as strong as the noise, by hand."""
+    schedule = ScheduleConfig(noise_min=0.002, noise_max=80.0)
+    below = int(np.searchsorted(schedule.levels(), 1.0))
+
+    def share(law: LevelLaw) -> float:
+        return float(schedule.step_law(1000, None, 1.0, law)[below - 1])
+
+    assert share("cosine") == pytest.approx(0.5, abs=0.01)  # Of an angle up to a quarter turn.
+    assert share("ve") == pytest.approx(np.log(500) / np.log(40_000), abs=0.01)
+    # (sqrt(0.01 + 39.8 ln 2) - 0.1) / 19.9 of (sqrt(0.01 + 39.8 ln 6401) - 0.1) / 19.9.
+    assert share("vp") == pytest.approx(0.2589 / 0.9335, abs=0.01)
+
+
+def test_auto_is_what_a_mean_says() -> None:
+    schedule = ScheduleConfig()
+    even, normal = schedule.step_law(300, None, 1.0), schedule.step_law(300, -1.2, 1.2)
+    assert (schedule.step_law(300, None, 1.0, "steps") == even).all()
+    assert (schedule.step_law(300, -1.2, 1.2, "lognormal") == normal).all()
+    assert np.abs(even - normal).max() > 0.1

@@ -1,6 +1,6 @@
 """The K draws of a record: what they are in each mode, and that they are its own alone."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from rapid_dist.data.images import to_unit
 from rapid_dist.diffusion.loss import Rows
-from rapid_dist.diffusion.schedule import ScheduleConfig
+from rapid_dist.diffusion.schedule import LevelLaw, ScheduleConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from tests.models import KEY, SCHEDULE, draw_maker, private_images
 
@@ -81,6 +81,14 @@ def test_steps_follow_the_law_up_to_the_top_of_the_mode(
 def test_the_law_test_would_notice_another_law() -> None:
     steps = _steps(draw_maker(mode="late", multiplicity=1), 2_000)
     assert _distance(steps, SCHEDULE.step_law(SPLIT, -1.0, 1.0)) > 2.70 / 2_000**0.5
+
+
+@pytest.mark.parametrize("law", get_args(LevelLaw))
+def test_every_law_of_the_settings_is_the_one_that_draws(law: LevelLaw) -> None:
+    mean = -1.2 if law == "lognormal" else None
+    expected = SCHEDULE.step_law(1000, mean, 1.0, law)
+    maker = draw_maker(mode="full", multiplicity=1, level_law=law, log_level_mean=mean)
+    assert _distance(_steps(maker, 2_000), expected) < 2.70 / 2_000**0.5
 
 
 @pytest.mark.parametrize("mean", [None, 0.0])

@@ -1,0 +1,84 @@
+"""Which methods there are: one line a method, and what the rest of the program asks of them.
+
+Nobody else compares a method's name. What a method needs of public data is read off its stages:
+one without ``pretrain`` has no public network, one without ``index`` no knowledge base.
+"""
+
+from dataclasses import replace
+from typing import Protocol
+
+from rapid_dist.methods import dpdm, rapid
+from rapid_dist.methods.checks import check_settings
+from rapid_dist.methods.context import Promise, Stage
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.accounting import PrivacyPlan, epsilons, plan
+
+
+class Method(Protocol):
+    """What a method's file holds."""
+
+    @property
+    def NEVER_RELEASED(self) -> str:
+        """Why no run of the method is ever released; nothing where one may be."""
+
+    def stages(self, settings: MethodSettings) -> tuple[Stage, ...]:
+        """Returns the stages in order."""
+
+    def check(self, settings: MethodSettings) -> None:
+        """Refuses settings that would not be this method."""
+
+    def promise(self, settings: MethodSettings) -> Promise:
+        """Returns what a run may say of privacy."""
+
+
+METHODS: dict[str, Method] = {
+    "rapid": rapid,
+    "dpdm": dpdm,
+}
+
+
+def method_of(settings: MethodSettings) -> Method:
+    return METHODS[settings.method]
+
+
+def stages_of(settings: MethodSettings) -> tuple[Stage, ...]:
+    """Returns the stages of the settings' method, in order."""
+    return method_of(settings).stages(settings)
+
+
+def has_stage(settings: MethodSettings, name: str) -> bool:
+    """Whether the settings' method has a stage of that name."""
+    return any(stage.name == name for stage in stages_of(settings))
+
+
+def check_method(settings: MethodSettings) -> None:
+    """Refuses, before anything has started, what does not go together or is another method.
+
+    Raises:
+      ConfigError: names the setting, its value and the remedy.
+    """
+    method_of(settings).check(settings)  # First: what it says is nearer to what was meant.
+    check_settings(settings)
+
+
+def promise_of(settings: MethodSettings) -> Promise:
+    """Returns what a run may say of privacy."""
+    return method_of(settings).promise(settings)
+
+
+def plan_of(settings: MethodSettings) -> PrivacyPlan:
+    """Returns all that a run may release: nothing without a charge, no step without training."""
+    privacy = settings.privacy
+    if promise_of(settings) != "charged":
+        return PrivacyPlan(
+            budget=privacy.budget,
+            prior=None,
+            dp_sgd=None,
+            reserve_steps=0,
+            epsilons=epsilons((), privacy.delta),
+        )
+    solved = plan(privacy, settings.private.num_groups or settings.private.num_records)
+    if has_stage(settings, "train"):
+        return solved
+    spent = epsilons(solved.queries, privacy.delta)
+    return replace(solved, dp_sgd=None, reserve_steps=0, epsilons=spent)
