@@ -100,8 +100,6 @@ def _knowledge_base(context: RunContext) -> dict[str, Any]:
 
 def _public_parts(context: RunContext) -> dict[str, Any]:
     settings = context.settings
-    if settings.method != "rapid":
-        return {}
     names = {
         part: name_of(settings)
         for part, stage, name_of in (

@@ -272,8 +272,8 @@ def _finish(
     results.write_pages(
         context, summary, claimed, curve, quality, price_per_hour=recipe.runtime.price_per_hour
     )
-    entries = results.ledger_of(ledger, directory.run)
     record_lineage(directory, tracked, lineage_of(context, ledger, directory.run), registry)
+    entries = results.ledger_of(ledger, directory.run)
     record_results(directory, tracked, summary, spent, entries)
     return summary
 

@@ -104,7 +104,7 @@ def _finished(
     internal = tuple(found for name in INTERNAL if (found := _json(private, name)))
     tags, bundle_fault = _registered(registry)
     selection = _json(storage, SELECTION) or None
-    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, selection)
+    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, settings, selection)
     solved = catalog.plan_of(settings)
     ledger, claimed, ledger_fault = None, None, ""
     try:
