@@ -20,8 +20,11 @@ import numpy as np
 
 from rapid_dist.data.images import Int64Array, PrivateImages, UInt8Array
 from rapid_dist.errors import ConfigError
+from rapid_dist.evaluation.balance import ClassBalance, Judge
 from rapid_dist.evaluation.classifiers import ClassifierScores, train_and_score
 from rapid_dist.evaluation.fidelity import Extractor, Fidelity, PixelExtractor, compare
+from rapid_dist.evaluation.inception import NAME as INCEPTION
+from rapid_dist.evaluation.inception import open_inception
 from rapid_dist.evaluation.memorisation import Memorisation, memorisation
 from rapid_dist.evaluation.mobilenet import open_mobilenet
 from rapid_dist.evaluation.settings import EvaluationConfig
@@ -39,6 +42,7 @@ class SetQuality:
     classifiers: ClassifierScores | None  # None where images have no labels.
     fidelity: Fidelity
     memorisation: Memorisation
+    balance: ClassBalance | None = None  # Where it was asked for, of images with labels.
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as nested dictionaries."""
@@ -47,17 +51,19 @@ class SetQuality:
             "classifiers": self.classifiers.to_json() if self.classifiers else None,
             "fidelity": self.fidelity.to_json(),
             "memorisation": self.memorisation.to_json(),
+            **({"balance": self.balance.to_json()} if self.balance else {}),
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Reads ``to_json``; every figure comes back to the bit."""
-        scores = content["classifiers"]
+        scores, balance = content["classifiers"], content.get("balance")
         return cls(
             num_images=content["num_images"],
             classifiers=None if scores is None else ClassifierScores.from_json(scores),
             fidelity=Fidelity(**content["fidelity"]),
             memorisation=Memorisation(**content["memorisation"]),
+            balance=None if balance is None else ClassBalance(**balance),
         )
 
 
@@ -83,7 +89,7 @@ class Quality:
         """Returns everything for ``internal/quality.json``, with its warning first."""
         return {
             "notice": INTERNAL,
-            "fidelity_label": "FID-like, not FID",
+            "fidelity_label": "FID" if self.extractor == INCEPTION else "FID-like, not FID",
             "extractor": self.extractor,
             "fidelity_images": self.fidelity_images,
             "seed": self.seed,
@@ -94,9 +100,13 @@ class Quality:
 
 
 def open_extractor(config: EvaluationConfig, data_root: Path | None = None) -> Extractor:
-    """Returns the extractor that the settings name."""
+    """Returns the extractor that the settings name, of those that need no public image."""
     if config.features == "pixels":
         return PixelExtractor()
+    if config.features == "inception":
+        assert config.inception_weights is not None  # The settings have checked that.
+        return open_inception(Path(config.inception_weights))
+    assert config.features == "mobilenet", "A classifier of public classes is opened by its bytes."
     if data_root is None:
         raise ConfigError(
             "evaluation.features='mobilenet' is read from below data.root, which is not set. "
@@ -135,6 +145,9 @@ class Yardstick:
         self._train_pixels = self._pixels(train.images)
         some = _some(held_out.images, config.memorisation_images, seed)
         self._held_out_pixels = self._pixels(some)
+        self._judge: Judge | None = None
+        if config.class_balance and held_out.spec.num_classes > 1:
+            self._judge = Judge(train, held_out, config.classifiers, seed)
 
     def measure(self, images: UInt8Array, labels: Int64Array) -> SetQuality:
         """Measures images uint8 [n, C, S, S] with labels int64 [n]; no other set matters to it."""
@@ -151,12 +164,14 @@ class Yardstick:
                 self._real_features,
                 self._extractor(_some(images, self._count, seed)),
                 neighbors=config.neighbors,
+                seed=seed,
             ),
             memorisation=memorisation(
                 self._pixels(_some(images, config.memorisation_images, seed)),
                 self._train_pixels,
                 self._held_out_pixels,
             ),
+            balance=None if self._judge is None else self._judge.look(images, labels),
         )
 
     def quality(self, samples: SetQuality, controls: Mapping[str, SetQuality]) -> Quality:

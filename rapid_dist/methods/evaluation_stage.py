@@ -13,6 +13,8 @@ from typing import Literal
 
 from rapid_dist.collective import Collective
 from rapid_dist.data.sources import load_private
+from rapid_dist.evaluation.fidelity import Extractor
+from rapid_dist.evaluation.public_classes import open_public_classifier, train_public_classifier
 from rapid_dist.evaluation.suite import SetQuality, Yardstick, open_extractor
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Report, RunContext
@@ -31,7 +33,22 @@ from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.storage import Storage, open_storage
 
 CONTROLS = "internal/controls"
+PUBLIC_CLASSIFIER = "classifier.npz"
 QUALITY = "quality.json"  # In internal/, as are the parts of it while there are not all.
+
+
+def evaluation_seed(settings: MethodSettings) -> int:
+    """Returns what decides the classifiers' weights and which images are measured."""
+    own = settings.evaluation.seed
+    return settings.seed if own is None else own
+
+
+def public_classes_name(settings: MethodSettings) -> str:
+    """Returns the name of the features of public classes, in results and in the public store."""
+    identity = artifacts.fingerprint(
+        artifacts.public_data_identity(settings), settings.evaluation.classifiers
+    )
+    return f"public-classes-{identity}"
 
 
 def control_file(name: str) -> str:
@@ -119,18 +136,18 @@ class EvaluateTask:
     files: Mapping[str, str]  # Of every set, samples and controls, by its name.
     out_uri: str
     internal_uri: str
+    public_uri: str
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
-        root = None if settings.data_root is None else Path(settings.data_root)
-        extractor = open_extractor(settings.evaluation, root)  # Refused before anything is drawn.
+        extractor = self._extractor(collective)  # Refused before anything is drawn.
         self.drawing(collective, lambda figures, part="": report(figures, "controls"))
         train, held_out = load_private(settings.private, settings.data_root)
         yardstick = Yardstick(
             train,
             held_out,
             settings.evaluation,
-            settings.seed,
+            evaluation_seed(settings),
             smallest_set=self.drawing.count,
             extractor=extractor,
         )
@@ -142,6 +159,22 @@ class EvaluateTask:
         collective.barrier()
         if collective.rank == 0:
             self._join(yardstick, internal)
+
+    def _extractor(self, collective: Collective) -> Extractor:
+        settings = self.settings
+        if settings.evaluation.features != "public_classes":
+            root = None if settings.data_root is None else Path(settings.data_root)
+            return open_extractor(settings.evaluation, root)
+        name = public_classes_name(settings)
+        storage = open_storage(self.public_uri).child(name)
+        if collective.rank == 0 and not artifacts.is_done(storage):
+            images, _ = artifacts.load_plain_split(settings)
+            config = settings.evaluation.classifiers
+            content = train_public_classifier(images, config, settings.seed)
+            storage.write(PUBLIC_CLASSIFIER, content)
+            artifacts.mark_done(storage)
+        collective.barrier()
+        return open_public_classifier(storage.read(PUBLIC_CLASSIFIER), name)
 
     def _measure(self, name: str, yardstick: Yardstick, internal: Storage) -> None:
         """Stores the figures of one set, unless a worker that died later has done so."""
@@ -174,6 +207,7 @@ def evaluation_of(context: RunContext) -> EvaluateTask:
         files={SAMPLES: SAMPLES_FILE, **{name: one.file for name, one in controls.items()}},
         out_uri=context.out.uri,
         internal_uri=context.internal.uri,
+        public_uri=context.public.uri,
     )
 
 

@@ -1,12 +1,18 @@
 """Scores of synthetic images by what classifiers learn from them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from rapid_dist.data.images import ImageSpec, Int64Array, PrivateImages, UInt8Array
 from rapid_dist.errors import ConfigError
-from rapid_dist.evaluation.classifiers import ClassifierScores, train_and_score
+from rapid_dist.evaluation.classifiers import (
+    ClassifierScores,
+    train_and_predict,
+    train_and_score,
+)
 from rapid_dist.evaluation.settings import ClassifierConfig
 
 QUICK = ClassifierConfig(logistic_iterations=50, hidden_width=16, steps=60, batch_size=32)
@@ -58,7 +64,50 @@ def test_wrong_labels_teach_nothing(real: PrivateImages) -> None:
 def test_the_mean_is_of_all_three() -> None:
     scores = ClassifierScores(logistic=0.3, mlp=0.6, cnn=0.9)
     assert scores.mean == pytest.approx(0.6)
-    assert scores.to_json() == {"logistic": 0.3, "mlp": 0.6, "cnn": 0.9, "mean": scores.mean}
+    assert scores.to_json() == {
+        "logistic": 0.3, "mlp": 0.6, "cnn": 0.9, "mean": scores.mean, "best": 0.9
+    }  # fmt: skip
+
+
+def test_scores_come_back_from_json() -> None:
+    for picked in (None, 0.6):
+        scores = ClassifierScores(logistic=0.3, mlp=0.6, cnn=0.9, picked=picked)
+        assert ClassifierScores.from_json(scores.to_json()) == scores
+
+
+def test_synthetic_images_choose_the_learning_rate_that_learns(real: PrivateImages) -> None:
+    useless = ClassifierConfig(
+        logistic_iterations=5, hidden_width=16, steps=60, batch_size=32, learning_rate=1e-7
+    )
+    bars = _bars(400, seed=2)
+    assert train_and_score(*bars, real, 4, 0, useless).cnn < 0.6
+    chosen = replace(useless, validation_share=0.2, more_rates=(2e-3,))
+    scores = train_and_score(*bars, real, 4, 0, chosen)
+    assert min(scores.mlp, scores.cnn) > 0.9
+    assert scores.picked in (scores.logistic, scores.mlp, scores.cnn)
+
+
+def test_real_images_choose_nothing(real: PrivateImages) -> None:
+    """Real images with their labels shuffled: the same predictions, whatever the scores are."""
+    config = replace(QUICK, validation_share=0.2, more_rates=(1e-4,), checkpoints=3)
+    shuffled = replace(real, labels=np.random.default_rng(0).permutation(real.labels))
+    bars = _bars(200, seed=2)
+    honest = train_and_predict(*bars, real, 4, 0, config)
+    for one, other in zip(honest, train_and_predict(*bars, shuffled, 4, 0, config), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_checkpoint_that_is_best_on_synthetic_images_is_kept(real: PrivateImages) -> None:
+    # A rate far too high at the end of training is not what an earlier checkpoint was.
+    images, labels = _bars(200, seed=2)
+    wild = ClassifierConfig(
+        logistic_iterations=1, hidden_width=16, steps=40, batch_size=16, learning_rate=0.5
+    )
+    last = train_and_score(images, labels, real, 4, 0, wild)
+    kept = train_and_score(
+        images, labels, real, 4, 0, replace(wild, validation_share=0.3, checkpoints=40)
+    )
+    assert kept.mlp > last.mlp
 
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_the_global_generator_alone(
@@ -96,7 +145,16 @@ def test_images_that_cannot_teach_are_refused(real: PrivateImages) -> None:
         train_and_score(images, labels, real, 0, 0, QUICK)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"learning_rate": 0.0}, {"label_smoothing": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"label_smoothing": 1.0},
+        {"validation_share": 0.6},
+        {"more_rates": (1e-3,)},
+    ],
+)
 def test_settings_that_cannot_train_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         ClassifierConfig(**wrong)

@@ -16,6 +16,7 @@ from rapid_dist.evaluation.fidelity import (
     PixelExtractor,
     compare,
     frechet_distance,
+    kernel_distance,
 )
 from rapid_dist.evaluation.mobilenet import FILE_NAME, MobileNetFeatures, open_mobilenet
 
@@ -39,6 +40,28 @@ def test_the_frechet_distance_of_a_set_to_itself_is_zero_even_with_few_images() 
     few = _normal(5, 20, 0)  # Fewer images than features: both covariances are singular.
     assert 0 <= frechet_distance(few, few) < 1e-5
     assert frechet_distance(few, few + 1) == pytest.approx(20, rel=1e-3)
+
+
+def test_the_kernel_distance_is_its_formula_and_leaves_the_global_generator_alone() -> None:
+    real, synthetic = _normal(40, 3, 0), _normal(40, 3, 1, mean=0.5)
+    state = torch.random.get_rng_state()
+    found = kernel_distance(real, synthetic, seed=0)  # Fewer than a subset: all, every time.
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.asarray((x.astype(np.float64) @ y.T.astype(np.float64) / 3 + 1) ** 3)
+
+    def apart(x: np.ndarray) -> float:
+        return float((kernel(x, x).sum() - np.trace(kernel(x, x))) / (40 * 39))
+
+    expected = apart(real) + apart(synthetic) - 2 * kernel(real, synthetic).mean()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_kernel_distance_of_one_source_is_around_zero() -> None:
+    near = kernel_distance(_normal(600, 4, 0), _normal(600, 4, 1), seed=0)
+    far = kernel_distance(_normal(600, 4, 0), _normal(600, 4, 1, mean=0.5), seed=0)
+    assert abs(near) < 0.05 < far
 
 
 def test_manifold_figures_are_their_definitions_across_chunks() -> None:
