@@ -93,17 +93,21 @@ def tiny_inputs(key: str, **changes: Any) -> PassportInputs:
     return PassportInputs(**{**values, **changes})
 
 
+def tiny_privacy() -> dict[str, Any]:
+    """Returns what the run's bundle states of privacy."""
+    claim = tiny_claim()
+    return {
+        "epsilon": claim.spent.reported, "delta": claim.budget.delta, "relation": "zero_out",
+        "unit": "record", "run": RUN, "ledger_head": HEAD,
+    }  # fmt: skip
+
+
 def tiny_parts(folder: Path, key: str, **changes: Any) -> Parts:
     """Returns the parts of a release whose code is one small file of its own."""
     package = folder / "package"
     package.mkdir()
     (package / "sampler.py").write_text("pass\n")
-    claim = tiny_claim()
-    privacy = {
-        "epsilon": claim.spent.reported, "delta": claim.budget.delta, "relation": "zero_out",
-        "unit": "record", "run": RUN, "ledger_head": HEAD,
-    }  # fmt: skip
-    write_bundle(tiny_bundle(privacy=privacy), folder / "run-bundle")
+    write_bundle(tiny_bundle(privacy=tiny_privacy()), folder / "run-bundle")
     values: dict[str, Any] = {
         "bundle": folder / "run-bundle", "public_network": tiny_denoiser(), "internal": (),
         "passport": tiny_inputs(key, code_hash=hash_of(package)), "package": package,

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from rapid_dist.methods.context import Report, RunContext
 from rapid_dist.methods.private_stages import num_classes
 from rapid_dist.release.bundle import Bundle, open_bundle
 from rapid_dist.release.generator import BLOCK_ROWS, Generator
+from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.stats import diversity
 from rapid_dist.storage import Storage, open_storage
 
 
@@ -55,8 +58,8 @@ class GenerateTask:
 
         labels = np.arange(first, last) % self.num_labels
         for one in waiting:
-            images, nfe = self._drawn(one, labels, first, progress)
-            artifacts.put_images(out, _part(one.file, collective.rank), images, labels)
+            found, nfe = self._drawn(one, labels, first, progress)
+            out.write(_part(one.file, collective.rank), pack_arrays(found))
             collective.barrier()
             if collective.rank == 0:
                 self._join(out, one.file, collective.world_size, {"nfe": nfe})
@@ -80,29 +83,39 @@ class GenerateTask:
 
     def _drawn(
         self, one: ImageSet, labels: np.ndarray, first: int, on_batch: Callable[[int], None]
-    ) -> tuple[np.ndarray, float]:
-        """Returns this rank's images, and the network evaluations that one has cost."""
-        generator = Generator(one.open_bundle(), self.device, self.precision)
+    ) -> tuple[dict[str, np.ndarray], float]:
+        """Returns this rank's part, and the network evaluations that one image has cost.
+
+        The part has images, labels and, where queries were asked, the entries that answered them.
+        """
+        bundle = one.open_bundle()
+        generator = Generator(bundle, self.device, self.precision)
+        found = {"labels": labels}
         if one.references:
-            images = generator.references(labels, seed=self.seed, first_id=first)
+            found["images"] = generator.references(labels, seed=self.seed, first_id=first)
             on_batch(len(labels))
         else:
-            images = generator.generate(
+            if bundle.facts.source == "query":
+                found["entries"] = np.empty(len(labels), np.int64)
+            found["images"] = generator.generate(
                 labels,
                 seed=self.seed,
                 first_id=first,
                 batch_size=self.batch_size,
                 on_batch=on_batch,
+                entered=found.get("entries"),
             )
         # Asserted by nobody, counted by the network itself.
-        return images, generator.evaluations_per_image
+        return found, generator.evaluations_per_image
 
-    def _join(self, out: Storage, file: str, world_size: int, facts: dict[str, float]) -> None:
+    def _join(self, out: Storage, file: str, world_size: int, facts: dict[str, Any]) -> None:
         names = [_part(file, rank) for rank in range(world_size)]
-        parts = [artifacts.get_images(out, name) for name in names]
-        images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-        assert len(images) == self.count, "Every image is in exactly one part."
-        artifacts.put_images(out, file, images, labels)
+        parts = [unpack_arrays(out.read(name), name) for name in names]
+        whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        assert len(whole["images"]) == self.count, "Every image is in exactly one part."
+        artifacts.put_images(out, file, whole["images"], whole["labels"])
+        if "entries" in whole:
+            facts = {**facts, "neighbours": asdict(diversity(whole["entries"]))}
         out.write(facts_file(file), json.dumps(facts).encode())  # Last: the set is whole.
         for name in names:
             out.delete(name)

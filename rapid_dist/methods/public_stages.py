@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rapid_dist.collective import Collective
-from rapid_dist.data.images import PublicImages, content_hashes, from_unit, to_unit
+from rapid_dist.data.images import PublicImages, content_hashes, to_unit
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
@@ -25,7 +25,8 @@ from rapid_dist.public.build import (
     plan_shards,
     write_manifest,
 )
-from rapid_dist.public.contrast import clean_estimate, train_extractor
+from rapid_dist.public.contrast import train_extractor
+from rapid_dist.public.embedding import embedder
 from rapid_dist.public.fit import fit_denoiser
 from rapid_dist.public.index import write_index
 from rapid_dist.public.pretrain import public_rows
@@ -113,17 +114,16 @@ def open_embedder(settings: MethodSettings, public_uri: str) -> Embed:
     """
     public = open_storage(public_uri)
     denoiser = artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri).eval()
-    level = settings.schedule.level(settings.split.query_step)
+    extractor = open_key_extractor(settings, public_uri)
+    return embedder(denoiser, extractor, settings.schedule.level(settings.split.query_step))
+
+
+def open_key_extractor(settings: MethodSettings, public_uri: str) -> ContrastExtractor | None:
+    """Returns h where keys are made by it; None where they are pixels."""
     if settings.knowledge_base.keys == "pixels":
-        return lambda states: pixel_features(from_unit(clean_estimate(denoiser, states, level)))
-    extractor = artifacts.get_extractor(public.child(artifacts.extractor_name(settings)).uri)
-
-    @torch.no_grad()
-    def embed(states: torch.Tensor) -> np.ndarray:
-        keys: np.ndarray = extractor(clean_estimate(denoiser, states, level)).numpy()
-        return keys
-
-    return embed
+        return None
+    place = open_storage(public_uri).child(artifacts.extractor_name(settings))
+    return artifacts.get_extractor(place.uri)
 
 
 def open_features(settings: MethodSettings, public_uri: str) -> FeaturesOf:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,26 +11,26 @@ import torch
 from rapid_dist.data.images import from_unit, to_unit
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
-from rapid_dist.diffusion.seeds import generator_for, normal_for
+from rapid_dist.diffusion.seeds import normal_for
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import RunContext, Searcher
 from rapid_dist.methods.drawing import ImageSet, drawing_of, facts_file, open_stored
 from rapid_dist.methods.private_stages import (
     PRIVATE,
-    num_classes,
     open_knowledge_base,
     open_prior,
     uniform_prior,
 )
-from rapid_dist.methods.public_stages import open_embedder
+from rapid_dist.methods.public_stages import open_embedder, open_key_extractor
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.release.bundle import Bundle, BundleFacts, References, write_bundle
 from rapid_dist.release.generator import BLOCK_ROWS
+from rapid_dist.release.query import EarlySteps, Knowledge, PublicHalf, QueryFacts
+from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
-from rapid_dist.retrieval.merge import NO_NEIGHBOR
 from rapid_dist.retrieval.prior import TrajectoryPrior
-from rapid_dist.retrieval.stats import diversity
-from rapid_dist.storage import Storage, open_storage
+from rapid_dist.retrieval.searcher import keys_of
+from rapid_dist.storage import open_storage
 
 BUNDLE, SAMPLES = "bundle", "samples"
 SAMPLES_FILE = f"{SAMPLES}/samples.npz"
@@ -48,19 +48,28 @@ def bundle_facts(
     """Returns how samples are drawn: from references at v, or from pure noise at the top."""
     sampling, top = settings.sampling, settings.schedule.num_steps
     late = source != "noise"
+    query = None
+    if source == "query":
+        query = QueryFacts(
+            query_step=settings.split.query_step,
+            intervals=sampling.early_intervals,
+            keys=settings.knowledge_base.keys,
+            top_m=sampling.top_m,
+        )
     return BundleFacts(
         name=settings.name,
         method=settings.method,
         class_names=class_names(settings),
         schedule=settings.schedule,
-        source="prior" if late else "noise",
+        source="query" if query else "prior" if late else "noise",
         from_step=settings.split.split_step if late else top,
         intervals=sampling.late_intervals
         if late
         else sampling.late_intervals + sampling.early_intervals,
         solver=sampling.solver,
         guidance=sampling.guidance,
-        jitter=settings.prior.jitter,
+        jitter=JitterConfig() if query else settings.prior.jitter,
+        query=query,
         privacy=privacy,
         versions=versions,
     )
@@ -74,6 +83,24 @@ def references_of(base: KnowledgeBase) -> References:
         image_of_entry=base.image_of(np.arange(len(base))),
         seed_of_entry=np.tile(np.array(base.manifest.spec.seeds, np.int64), len(base.features)),
     )
+
+
+def public_half(settings: MethodSettings, public_uri: str) -> PublicHalf:
+    """Returns what sampling by query needs of the public stages: networks, images and keys."""
+    base = open_knowledge_base(settings, public_uri)
+    manifest, public = base.manifest, open_storage(public_uri)
+    entries = np.arange(len(base), dtype=np.int64)
+    place = public.child(artifacts.knowledge_base_name(settings))
+    knowledge = Knowledge(
+        images=base.reference_images,
+        image_of_entry=base.image_of(entries),
+        keys=keys_of(place, manifest, entries),
+        centre=np.array(manifest.key_centre, np.float32),
+        scale=np.array([manifest.key_scale], np.float32),
+    )
+    denoiser = artifacts.get_denoiser(public.child(artifacts.pretrain_name(settings)).uri)
+    extractor = open_key_extractor(settings, public_uri)
+    return PublicHalf(denoiser=denoiser, extractor=extractor, knowledge=knowledge)
 
 
 def make_bundle(
@@ -96,20 +123,20 @@ def run_generate(context: RunContext) -> None:
     storage = context.out.child(SAMPLES)
     if artifacts.is_done(storage):
         return
-    if settings.sampling.source == "query":
-        _generate_by_query(context, storage)
-        return
+    source = settings.sampling.source
     denoiser = artifacts.get_denoiser(context.out.child(PRIVATE).uri)
-    base = prior = None
-    if settings.sampling.source != "noise":
-        base = open_knowledge_base(settings, context.public.uri)
-        prior = (
-            open_prior(context.out.uri)
-            if settings.sampling.source == "prior"
-            else uniform_prior(settings, base)
-        )
-    facts = bundle_facts(settings, settings.sampling.source, context.privacy(), context.versions)
-    bundle = make_bundle(settings, denoiser, facts, prior, base)
+    facts = bundle_facts(settings, source, context.privacy(), context.versions)
+    if source == "query":
+        half = public_half(settings, context.public.uri)
+        bundle = Bundle(facts=facts, denoiser=denoiser, public=half)
+    else:
+        base = prior = None
+        if source != "noise":
+            base = open_knowledge_base(settings, context.public.uri)
+            prior = (
+                open_prior(context.out.uri) if source == "prior" else uniform_prior(settings, base)
+            )
+        bundle = make_bundle(settings, denoiser, facts, prior, base)
     artifacts.put_folder(
         context.out.child(BUNDLE), lambda folder: write_bundle(bundle, folder), mark=False
     )
@@ -125,7 +152,7 @@ def run_generate(context: RunContext) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryPath:
-    """How samples came about when they were drawn by query; each [n, C, H, W]."""
+    """How samples come about that are drawn by query; each [n, C, H, W]."""
 
     query: np.ndarray  # uint8, the public model's clean estimate at k.
     reference: np.ndarray  # uint8, the public image that was retrieved.
@@ -147,14 +174,22 @@ def sample_by_query(
 ) -> QueryPath:
     """The paper's sampling: public model from the top to k, query, jump to v, private model to 0.
 
-    No step is computed and thrown away. Sample i depends on (seed, i, label i) alone.
+    For showing the way of a sample, whatever the run's source is: with an exact searcher these are
+    the samples that a bundle of source "query" draws. No step is computed and thrown away. Sample i
+    depends on (seed, i, label i) alone.
     """
     schedule, split, sampling = settings.schedule, settings.split, settings.sampling
     base = open_knowledge_base(settings, public_uri)
     place = open_storage(public_uri).child(artifacts.pretrain_name(settings))
     public = artifacts.get_denoiser(place.uri).eval()
-    embed = open_embedder(settings, public_uri)
-    early = schedule.path(schedule.num_steps, split.query_step, sampling.early_intervals)
+    early = EarlySteps(
+        denoiser=public,
+        embed=open_embedder(settings, public_uri),
+        search=searcher.search,
+        levels=schedule.path(schedule.num_steps, split.query_step, sampling.early_intervals),
+        solver=sampling.solver,
+        top_m=sampling.top_m,
+    )
     late = schedule.path(split.split_step, 0, sampling.late_intervals)
     shape = (denoiser.channels, denoiser.size, denoiser.size)
     denoiser.eval().evaluations = 0
@@ -162,12 +197,8 @@ def sample_by_query(
     embedded = 0
     for start in range(0, len(labels), BLOCK_ROWS):
         ids = np.arange(start, start + BLOCK_ROWS)  # Whole blocks: arithmetic of one shape.
-        state = early[0] * normal_for(seed, ids, shape, purpose="start")
-        none = torch.full((BLOCK_ROWS,), public.no_label)
-        at_query = sample(public, state, none, early, solver=sampling.solver)
-        _, found = searcher.search(embed(at_query), sampling.top_m)
+        at_query, entries = early.queried(seed, ids)
         embedded += BLOCK_ROWS
-        entries = one_of(found, seed, ids)
         references = base.images(entries)
         # The sample's own noise, as in training: two samples that retrieve one trajectory with
         # its noise would be one picture.
@@ -181,7 +212,7 @@ def sample_by_query(
         )
         parts.append(
             (
-                from_unit(at_query / (1 + early[-1]))[:count],
+                from_unit(at_query / (1 + early.levels[-1]))[:count],
                 references[:count],
                 from_unit(surrogate / (1 + late[0]))[:count],
                 from_unit(clean)[:count],
@@ -201,35 +232,3 @@ def sample_by_query(
         neighbours=columns[4],
         nfe=nfe,
     )
-
-
-def one_of(found: np.ndarray, seed: int, ids: np.ndarray) -> np.ndarray:
-    """Draws one of the entries that each sample's query found, int64 [n, m] -> int64 [n].
-
-    A pure function of (found[i], seed, ids[i]): no batch matters. Places without an entry are not
-    drawn, unless there is no other.
-    """
-    if found.shape[1] == 1:
-        return found[:, 0]
-    drawn = np.empty(len(found), np.int64)
-    for row, sample_id in enumerate(ids.tolist()):
-        usable = max(1, int((found[row] != NO_NEIGHBOR).sum()))
-        drawn[row] = found[row, generator_for(seed, "neighbour", sample_id).integers(usable)]
-    return drawn
-
-
-def _generate_by_query(context: RunContext, storage: Storage) -> None:
-    settings = context.settings
-    labels = np.arange(settings.sampling.count) % num_classes(settings)
-    path = sample_by_query(
-        settings,
-        context.public.uri,
-        context.backend.searcher(context.public.child(artifacts.knowledge_base_name(settings))),
-        artifacts.get_denoiser(context.out.child(PRIVATE).uri),
-        labels,
-        seed=settings.sampling.seed,
-        on_batch=lambda drawn: context.report("generate", {"step": drawn, "steps": len(labels)}),
-    )
-    artifacts.put_images(storage, "samples.npz", path.sample, labels)
-    spread = asdict(diversity(path.neighbours))
-    artifacts.mark_done(storage, {"nfe": path.nfe, "neighbours": spread})

@@ -19,6 +19,7 @@ from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state,
 from rapid_dist.diffusion.compute import device_of
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
+from rapid_dist.public.embedding import clean_estimate
 from rapid_dist.public.fit import OnStep, flat_gradient, step_generator
 from rapid_dist.retrieval.features import ContrastExtractor, ExtractorConfig
 
@@ -59,18 +60,6 @@ def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> to
     logits.fill_diagonal_(float("-inf"))
     partner = torch.arange(len(both), device=both.device).roll(len(first))
     return functional.cross_entropy(logits, partner)
-
-
-@torch.no_grad()
-def clean_estimate(denoiser: Denoiser, state: torch.Tensor, level: float) -> torch.Tensor:
-    """The one-evaluation estimate of x_0 from a state, without a label, float32 [B, C, H, W].
-
-    The public labels are left out on purpose: a private query has none of them.
-    """
-    noise_level = torch.full((len(state),), level, device=state.device)
-    labels = torch.full((len(state),), denoiser.no_label, device=state.device)
-    estimate: torch.Tensor = denoiser(state, noise_level, labels)
-    return estimate.clamp(-1, 1)
 
 
 def train_extractor(

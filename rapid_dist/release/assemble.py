@@ -2,7 +2,7 @@
 
     bundle/
       model.json, denoiser.json, unet/, prior.npz, references.npz    as the run made them
-      public/                 the public network, in the same layout
+      public/                 the public network, in the same layout; what a query needs besides
       sampler.py, code/       the sampler as an MLflow model from code, and the code it runs
       README.md               the model card
       passport.json, passport.html, passport.schema.json
@@ -31,6 +31,7 @@ from rapid_dist.release.checksums import CHECKSUMS, SIGNATURE, write_checksums
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.model_card import CARD, model_card
 from rapid_dist.release.model_code import MODEL_CODE
+from rapid_dist.release.needed import PUBLIC
 from rapid_dist.release.passport import PAGE, PASSPORT, SCHEMA, to_bytes
 from rapid_dist.release.passport_content import PassportInputs, passport_of
 from rapid_dist.release.passport_page import render_passport
@@ -39,7 +40,6 @@ from rapid_dist.release.signing import sign
 from rapid_dist.release.signing import to_bytes as signature_bytes
 from rapid_dist.release.verify import CODE, Verified, verify_release
 
-PUBLIC = "public"
 PACKAGE = Path(__file__).parent.parent
 _SOURCE = {".py", ".yaml", ".json", ".typed"}
 
@@ -66,7 +66,7 @@ def assemble(parts: Parts, key: Ed25519PrivateKey, target: Path) -> Verified:
     """
     shutil.copytree(parts.bundle, target, dirs_exist_ok=True)
     (target / CHECKSUMS).unlink()
-    if parts.public_network is not None:
+    if parts.public_network is not None and not (target / PUBLIC).exists():
         save_denoiser(parts.public_network, target / PUBLIC)
     _copy_code(parts.package, target / CODE)
     (target / "sampler.py").write_text(MODEL_CODE, encoding="utf-8")

@@ -6,6 +6,7 @@
       unet/             the network in diffusers' layout, weights in safetensors
       prior.npz         p(reference | class), from the noised histogram     (source "prior")
       references.npz    the public reference images and their noise seeds   (source "prior")
+      public/           public network, extractor, knowledge base, see query.py (source "query")
       checksums.json    SHA-256 of every file above
 
 Nothing here may come from private records but through a charged mechanism: ``BundleFacts`` has
@@ -28,6 +29,8 @@ from rapid_dist.diffusion.sampler import Solver
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.release.checksums import verify_checksums, write_checksums
+from rapid_dist.release.needed import PUBLIC
+from rapid_dist.release.query import PublicHalf, QueryFacts
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.prior import TrajectoryPrior
@@ -44,30 +47,54 @@ class BundleFacts:
     method: str
     class_names: tuple[str, ...]  # Empty for a generator without classes.
     schedule: ScheduleConfig
-    source: Literal["prior", "noise"]  # Enter at a reference's state, or at pure noise.
-    from_step: int  # The split step for "prior", schedule.num_steps for "noise".
+    # Enter at the state of a reference that is drawn or asked for, or at pure noise.
+    source: Literal["prior", "query", "noise"]
+    from_step: int  # Where the private model begins: the split step, or the top for "noise".
     intervals: int
     solver: Solver = "dpmpp"
     guidance: float = 1.0
     noise: Literal["sample", "entry"] = "sample"  # Whose noise path: its own, or the entry's.
     jitter: JitterConfig = field(default_factory=JitterConfig)  # Of drawn references.
+    query: QueryFacts | None = None  # Of source "query" alone.
     privacy: dict[str, Any] = field(default_factory=dict)  # As in summary.json.
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.source not in ("prior", "noise"):
+        if self.source not in ("prior", "query", "noise"):
             raise ConfigError(
-                f"A bundle samples from 'prior' or 'noise', got sampling.source={self.source!r}. "
-                "The public model and the knowledge base that 'query' needs stay behind."
+                f"A bundle samples from 'prior', 'query' or 'noise', got source={self.source!r}."
+            )
+        if (self.source == "query") != (self.query is not None):
+            raise ConfigError(
+                f"Source 'query', and no other, says how queries are made: got {self.source!r} "
+                f"with query={self.query}."
+            )
+        if self.query is not None and self.noise == "entry":
+            raise ConfigError(
+                "A bundle that samples by query has no noise of its entries. Set noise='sample'."
+            )
+        if self.query is not None and not self.query.query_step > self.from_step:
+            raise ConfigError(
+                f"The query step must be above the step that is entered, got "
+                f"{self.query.query_step} and {self.from_step}."
             )
 
     def levels(self) -> list[float]:
         """Returns the noise levels that sampling passes through, down to 0."""
         return self.schedule.path(self.from_step, 0, self.intervals)
 
+    def early_levels(self) -> list[float]:
+        """Returns those that the public model passes through, from the top to the query step."""
+        assert self.query is not None, "Only a query is asked for on the way."
+        top = self.schedule.num_steps
+        return self.schedule.path(top, self.query.query_step, self.query.intervals)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the content of model.json."""
-        return {"format": FORMAT, "noise_check": noise_check(), **asdict(self)}
+        content = {"format": FORMAT, "noise_check": noise_check(), **asdict(self)}
+        if self.query is None:  # As it was before there were queries in bundles.
+            del content["query"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -82,6 +109,8 @@ class BundleFacts:
             )
         content["schedule"] = ScheduleConfig(**content["schedule"])
         content["jitter"] = JitterConfig(**content["jitter"])
+        if content.get("query") is not None:
+            content["query"] = QueryFacts(**content["query"])
         content["class_names"] = tuple(content["class_names"])
         return cls(**content)
 
@@ -129,14 +158,20 @@ class References:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bundle:
-    """An opened bundle; ``prior`` and ``references`` are there where the source is "prior"."""
+    """An opened bundle, with the parts that its source needs and no others."""
 
     facts: BundleFacts
     denoiser: Denoiser
     prior: TrajectoryPrior | None = None
     references: References | None = None
+    public: PublicHalf | None = None
 
     def __post_init__(self) -> None:
+        if (self.facts.source == "query") != (self.public is not None):
+            raise ConfigError(
+                "A public network and a knowledge base belong to a bundle exactly if its source is "
+                f"'query', got source={self.facts.source!r}."
+            )
         if (self.facts.source == "prior") != (self.prior is not None) or (
             (self.prior is None) != (self.references is None)
         ):
@@ -189,6 +224,8 @@ def write_bundle(bundle: Bundle, directory: Path) -> str:
     if bundle.prior is not None and bundle.references is not None:
         (directory / "prior.npz").write_bytes(bundle.prior.to_bytes())
         (directory / "references.npz").write_bytes(bundle.references.to_bytes())
+    if bundle.public is not None:
+        bundle.public.save(directory / PUBLIC)
     return write_checksums(directory)
 
 
@@ -203,6 +240,9 @@ def open_bundle(directory: Path) -> Bundle:
     denoiser = load_denoiser(directory)
     if facts.source == "noise":
         return Bundle(facts=facts, denoiser=denoiser)
+    if facts.query is not None:
+        half = PublicHalf.load(directory / PUBLIC, facts.query)
+        return Bundle(facts=facts, denoiser=denoiser, public=half)
     return Bundle(
         facts=facts,
         denoiser=denoiser,

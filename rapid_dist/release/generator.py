@@ -19,6 +19,7 @@ from rapid_dist.diffusion.sampler import sample
 from rapid_dist.diffusion.seeds import generator_for, normal_for
 from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import Bundle, open_bundle
+from rapid_dist.release.query import early_steps
 from rapid_dist.retrieval.jitter import jittered
 from rapid_dist.retrieval.trajectory import noises_of, state_at
 
@@ -38,6 +39,12 @@ class Generator:
         self._shape = (bundle.denoiser.channels, bundle.denoiser.size, bundle.denoiser.size)
         self._rows = 0  # That went through the network, padding included.
         self._denoiser.evaluations = 0
+        self._early = None
+        half, facts = bundle.public, bundle.facts
+        if half is not None and facts.query is not None:
+            # In float32, as the keys were made that its queries are compared with.
+            self._early = early_steps(half, facts.query, facts.early_levels(), facts.solver, device)
+            half.denoiser.evaluations = 0
 
     @classmethod
     def open(cls, directory: Path, device: str = "cpu") -> Self:
@@ -52,7 +59,8 @@ class Generator:
     @property
     def evaluations_per_image(self) -> float:
         """Network evaluations that one image has cost so far, counted and not planned."""
-        return self._denoiser.evaluations / self._rows if self._rows else 0.0
+        public = self._early.denoiser.evaluations if self._early else 0
+        return (self._denoiser.evaluations + public) / self._rows if self._rows else 0.0
 
     def generate(
         self,
@@ -62,6 +70,7 @@ class Generator:
         first_id: int = 0,
         batch_size: int = 256,
         on_batch: Callable[[int], None] | None = None,
+        entered: Int64Array | None = None,
     ) -> UInt8Array:
         """Returns one image for every label, uint8 [n, C, S, S].
 
@@ -72,6 +81,8 @@ class Generator:
           labels: int64 [n], classes in order of ``class_names``; zeros if it has none.
           first_id: the id of the first sample; the others follow.
           batch_size: samples between two calls of ``on_batch``, which is told their number.
+          entered: int64 [n], is filled with the entry that each sample entered at; left as it is
+            where sampling starts from noise.
         """
         labels = self._checked(labels, first_id, batch_size)
         ids = first_id + np.arange(len(labels), dtype=np.int64)
@@ -81,7 +92,9 @@ class Generator:
             blocks = ids[batch] // BLOCK_ROWS
             for block in np.unique(blocks):
                 rows = start + np.flatnonzero(blocks == block)
-                images[rows] = self._block(labels[rows], seed, ids[rows])
+                images[rows], entries = self._block(labels[rows], seed, ids[rows])
+                if entered is not None and entries is not None:
+                    entered[rows] = entries
             if on_batch is not None:
                 on_batch(batch.stop - batch.start)
         return images
@@ -90,14 +103,29 @@ class Generator:
         """Returns the public images that ``generate`` would start from, uint8 [n, C, S, S]."""
         labels = self._checked(labels, first_id, 1)
         ids = first_id + np.arange(len(labels), dtype=np.int64)
-        images, _, _ = self._drawn(labels, seed, ids)
-        return from_unit(self._variants(images, seed, ids))
+        images = np.empty((len(labels), *self._shape), np.uint8)
+        for block in np.unique(ids // BLOCK_ROWS):
+            rows = np.flatnonzero(ids // BLOCK_ROWS == block)
+            entries = self._entries(labels[rows], seed, ids[rows])
+            if entries is None:
+                raise ConfigError(
+                    "This generator starts from pure noise; it has no references to show. "
+                    "Open one whose source is 'prior' or 'query'."
+                )
+            images[rows] = from_unit(self._variants(self._images(entries), seed, ids[rows]))
+        return images
 
-    def _block(self, labels: Int64Array, seed: int, ids: Int64Array) -> UInt8Array:
-        """Draws samples that share one block, each in its own row; the other rows are idle."""
+    def _block(
+        self, labels: Int64Array, seed: int, ids: Int64Array
+    ) -> tuple[UInt8Array, Int64Array | None]:
+        """Draws samples that share one block, each in its own row; the other rows are idle.
+
+        Returns them, and the entries that they entered at, if at any.
+        """
         rows = torch.from_numpy(ids % BLOCK_ROWS)
+        entries = self._entries(labels, seed, ids)
         state = torch.zeros(BLOCK_ROWS, *self._shape)
-        state[rows] = self._entered(labels, seed, ids)
+        state[rows] = self._entered(entries, seed, ids)
         row_labels = torch.zeros(BLOCK_ROWS, dtype=torch.int64)
         row_labels[rows] = torch.from_numpy(labels)
         facts = self._bundle.facts
@@ -110,44 +138,44 @@ class Generator:
             guidance=facts.guidance,
         )
         self._rows += BLOCK_ROWS
-        return from_unit(clean.cpu()[rows])
+        return from_unit(clean.cpu()[rows]), entries
 
-    def _entered(self, labels: Int64Array, seed: int, ids: Int64Array) -> torch.Tensor:
-        """Returns the states, float32 [n, C, S, S], in which sampling begins."""
-        facts = self._bundle.facts
+    def _entries(self, labels: Int64Array, seed: int, ids: Int64Array) -> Int64Array | None:
+        """Returns the entry that each sample of one block enters at, int64 [n]; None for noise."""
+        if self._early is not None:
+            whole = int(ids[0]) // BLOCK_ROWS * BLOCK_ROWS + np.arange(BLOCK_ROWS, dtype=np.int64)
+            _, entries = self._early.queried(seed, whole)
+            return entries[ids % BLOCK_ROWS]
+        prior = self._bundle.prior
+        return None if prior is None else prior.draw(labels, seed, ids)
+
+    def _entered(self, entries: Int64Array | None, seed: int, ids: Int64Array) -> torch.Tensor:
+        """Returns the states, float32 [n, C, S, S], in which the private model begins."""
         noise = normal_for(seed, ids, self._shape, purpose="state")
-        if facts.source == "noise":
+        if entries is None:
             return self._levels[0] * noise
-        images, hashes, seeds = self._drawn(labels, seed, ids)
-        if facts.noise == "entry":
-            noise = torch.from_numpy(
-                noises_of([bytes(digest) for digest in hashes], seeds.tolist(), self._shape)
-            )
-        variants = self._variants(images, seed, ids)
+        facts, references = self._bundle.facts, self._bundle.references
+        if facts.noise == "entry" and references is not None:
+            images = references.image_of_entry[entries]
+            hashes = [bytes(digest) for digest in references.hashes[images]]
+            seeds = references.seed_of_entry[entries].tolist()
+            noise = torch.from_numpy(noises_of(hashes, seeds, self._shape))
+        variants = self._variants(self._images(entries), seed, ids)
         return torch.from_numpy(state_at(variants.numpy(), noise.numpy(), self._levels[0]))
+
+    def _images(self, entries: Int64Array) -> UInt8Array:
+        """Returns the reference images of entries int64 [n], uint8 [n, C, S, S]."""
+        half, references = self._bundle.public, self._bundle.references
+        if half is not None:
+            return half.knowledge.of_entries(entries)
+        assert references is not None, "A bundle has what its source needs."
+        found: UInt8Array = references.images[references.image_of_entry[entries]]
+        return found
 
     def _variants(self, images: UInt8Array, seed: int, ids: Int64Array) -> torch.Tensor:
         """Returns each sample's own variant of its reference, float32 [n, C, S, S]."""
         streams = [generator_for(seed, "jitter", sample_id) for sample_id in ids.tolist()]
         return jittered(to_unit(images), streams, self._bundle.facts.jitter)
-
-    def _drawn(
-        self, labels: Int64Array, seed: int, ids: Int64Array
-    ) -> tuple[UInt8Array, UInt8Array, Int64Array]:
-        """Returns image, hash and noise seed of the entry that each sample draws."""
-        prior, references = self._bundle.prior, self._bundle.references
-        if prior is None or references is None:
-            raise ConfigError(
-                "This generator starts from pure noise; it has no references to show. "
-                "Open one whose source is 'prior'."
-            )
-        entries = prior.draw(labels, seed, ids)
-        images = references.image_of_entry[entries]
-        return (
-            references.images[images],
-            references.hashes[images],
-            references.seed_of_entry[entries],
-        )
 
     def _checked(self, labels: Int64Array, first_id: int, batch_size: int) -> Int64Array:
         labels = np.asarray(labels)

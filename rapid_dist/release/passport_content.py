@@ -67,6 +67,7 @@ def passport_of(inputs: PassportInputs) -> dict[str, Any]:
             "starts_from": facts.source,
             "from_step": facts.from_step,
             "intervals": facts.intervals,
+            **({"query": asdict(facts.query)} if facts.query else {}),
         },
         "claim": _claim(inputs.claim, inputs.selection),
         "mechanism": _mechanism(inputs),

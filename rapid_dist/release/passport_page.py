@@ -190,6 +190,12 @@ def _data_section(passport: Mapping[str, Any]) -> Section:
         if rows
         else paragraph("This method uses no public data.")
     )
+    if passport["model"]["starts_from"] == "query":
+        body += paragraph(
+            "A sample asks the public images in the bundle for the one that is nearest to what the "
+            "public network makes of noise, and goes on from there. The bundle carries that "
+            "network and all of those images."
+        )
     synthetic = passport["synthetic"]
     if synthetic:
         body += "<h3>Synthetic data set</h3>" + paragraph(

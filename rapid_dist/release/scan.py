@@ -24,6 +24,12 @@ MODEL_FILES = (
     "references.npz",
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
+    "public/denoiser.json",
+    "public/unet/config.json",
+    "public/unet/diffusion_pytorch_model.safetensors",
+    "public/extractor.json",
+    "public/extractor.safetensors",
+    "public/knowledge.npz",
 )
 RELEASE_FILES = (
     *MODEL_FILES,
@@ -33,9 +39,6 @@ RELEASE_FILES = (
     "README.md",
     "passport.schema.json",
     "sampler.py",
-    "public/denoiser.json",
-    "public/unet/config.json",
-    "public/unet/diffusion_pytorch_model.safetensors",
     "synthetic/index.html",
     "synthetic/synthetic.npz",
     "synthetic/images/*.png",

@@ -16,6 +16,7 @@ from typing import Any
 from rapid_dist.errors import CheckpointError, ReleaseError
 from rapid_dist.installed import hash_of
 from rapid_dist.release.checksums import SIGNATURE, verify_checksums
+from rapid_dist.release.needed import needed_files
 from rapid_dist.release.passport import PAGE, PASSPORT, schema_faults
 from rapid_dist.release.signing import Signature, check_signature, read_public_key, read_signature
 
@@ -93,7 +94,12 @@ def _disagreements(directory: Path, passport: Mapping[str, Any], signature: Sign
     """Returns where two files of the bundle say different things; its signer's mistakes."""
     faults = []
     try:
-        stated = json.loads((directory / "model.json").read_bytes())["privacy"]
+        model = json.loads((directory / "model.json").read_bytes())
+        stated = model["privacy"]
+        missing = [name for name in needed_files(model) if not (directory / name).is_file()]
+        faults += [f"model.json needs {name}, which is not there" for name in missing]
+        if model["source"] != passport["model"]["starts_from"]:
+            faults.append(f"model.json and {PASSPORT} differ in what sampling starts from")
         claim = passport["claim"]
         if stated["epsilon"] not in (claim["epsilon"], claim["run_epsilon"]):
             faults.append(f"model.json and {PASSPORT} differ in epsilon")

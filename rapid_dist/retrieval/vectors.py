@@ -20,6 +20,7 @@ import faiss
 import numpy as np
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.retrieval.exact import rounding_bound, true_distances
 from rapid_dist.retrieval.merge import NO_NEIGHBOR
 
 _QUERY_BATCH = 256  # Bounds memory only; see above.
@@ -29,7 +30,6 @@ _COLUMNS_AT_ONCE = 16  # Of the vectors, while their rows are put in order: boun
 _ALWAYS_BLAS = 1  # FAISS' own threshold leaves 256 queries to a kernel that is 4 times slower.
 _MOST_ON_GPU = 2_048  # Neighbors that FAISS finds on a GPU.
 _TF32 = 2.0**-8  # Twice the relative error of a product in TF32, should a GPU round to it.
-_ROWS_AT_ONCE = 16_384  # Candidates whose distance is computed again at once.
 _ANY_SIZE = 1 << 30  # Lets k-means see all vectors it is given instead of a subsample.
 
 
@@ -190,10 +190,10 @@ class VectorIndex:
                 open_ones = open_ones[~settled]
         for query in open_ones:  # So many are all but equally near that only a radius holds them.
             keep = min(k, rows[1] - rows[0])
-            rounding = self._rounding(queries[query : query + 1])[0]
+            rounding = rounding_bound(queries[query : query + 1], self._largest_norm)[0]
             radius = float(distances[query, keep - 1]) + 2 * rounding
             near = self._within(queries[query], radius, rows)
-            near_distances = self._distances(queries, np.full(len(near), query), near)
+            near_distances = true_distances(queries, np.full(len(near), query), self._vectors, near)
             best = np.lexsort((self._ids[near], near_distances))[:k]
             distances[query], ids[query] = near_distances[best], self._ids[near[best]]
         return distances, ids
@@ -209,7 +209,7 @@ class VectorIndex:
         """Ranks proposals by their true distance: distances and ids [Q, k], and which are sure."""
         num_rows = rows[1] - rows[0]
         fetch = min(k + over_fetch, num_rows)
-        rounding = self._rounding(queries)
+        rounding = rounding_bound(queries, self._largest_norm)
         if coarse is None:
             rough, found = self._proposed(queries, fetch, rows)
         else:
@@ -218,7 +218,8 @@ class VectorIndex:
             rounding = rounding + 2 * _TF32 * norms * self._largest_norm
         keep = min(k, fetch)
         owner = np.repeat(np.arange(len(queries)), fetch)
-        exact = self._distances(queries, owner, found.ravel()).reshape(found.shape)
+        exact = true_distances(queries, owner, self._vectors, found.ravel())
+        exact = exact.reshape(found.shape)
         order = np.lexsort((self._ids[found], exact), axis=1)[:, :keep]
         distances = np.full((len(queries), k), np.inf, np.float32)
         ids = np.full((len(queries), k), NO_NEIGHBOR, np.int64)
@@ -249,28 +250,6 @@ class VectorIndex:
         _, _, near = self._index.range_search(query[None], radius, params=parameters)
         found: np.ndarray = near.astype(np.int64)
         return found
-
-    def _distances(self, queries: np.ndarray, owner: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Squared L2 float32 [M] between queries[owner[m]] and row rows[m], in a fixed order."""
-        out = np.empty(len(rows), np.float32)
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            gap = self._vectors[rows[part]].astype(np.float64)
-            gap -= queries[owner[part]]
-            np.square(gap, out=gap)
-            out[part] = gap.sum(axis=1)
-        return out
-
-    def _rounding(self, queries: np.ndarray) -> np.ndarray:
-        """Bounds |FAISS' distance - true distance|, float64 [Q].
-
-        With unit roundoff u = eps / 2, summing (q - x)^2, or |q|^2 + |x|^2 - 2 q.x, over D terms
-        errs by at most about (D + 4) u (|q| + |x|)^2, in any order of summation. Twice that.
-        """
-        norms = np.sqrt(np.einsum("qd,qd->q", queries, queries, dtype=np.float64))
-        unit = float(np.finfo(np.float32).eps)
-        bound: np.ndarray = (self.dim + 8) * unit * (norms + self._largest_norm) ** 2
-        return bound
 
 
 class _OnGpu:

@@ -104,7 +104,7 @@ def _finished(
     internal = tuple(found for name in INTERNAL if (found := _json(private, name)))
     tags, bundle_fault = _registered(registry)
     selection = _json(storage, SELECTION) or None
-    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, settings, selection)
+    bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, selection)
     solved = catalog.plan_of(settings)
     ledger, claimed, ledger_fault = None, None, ""
     try:
@@ -191,6 +191,8 @@ def _unfinished(
 def _public_place(recipe: Recipe, settings: MethodSettings, where: Places) -> Storage | None:
     if not (recipe.release.public_network and catalog.has_stage(settings, "pretrain")):
         return None
+    if settings.sampling.source == "query":
+        return None  # It is in the run's own bundle.
     return open_storage(where.public).child(artifacts.pretrain_name(settings))
 
 
@@ -208,14 +210,8 @@ def _bundle_fault(
     bundle: Path,
     run: str,
     tags: Mapping[str, str],
-    settings: MethodSettings,
     selection: Mapping[str, Any] | None,
 ) -> str:
-    if settings.sampling.source == "query":
-        return (
-            "sampling.source is 'query': such a run has no bundle. Draw from 'prior', 'uniform' or "
-            "'noise'."
-        )
     try:
         digest = verify_bundle(bundle)
     except CheckpointError as error:

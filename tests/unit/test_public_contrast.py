@@ -10,7 +10,8 @@ from rapid_dist.collective import Collective, SingleProcess
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
-from rapid_dist.public.contrast import ContrastConfig, clean_estimate, nt_xent, train_extractor
+from rapid_dist.public.contrast import ContrastConfig, nt_xent, train_extractor
+from rapid_dist.public.embedding import clean_estimate
 from rapid_dist.retrieval.features import ContrastExtractor, ExtractorConfig
 from tests.fakes import MemoryStorage, ThreadWorkers
 from tests.models import public_images, random_rows, tiny_denoiser

@@ -10,6 +10,7 @@ import pytest
 from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.release.bundle import Bundle, open_bundle, verify_bundle, write_bundle
 from rapid_dist.release.checksums import CHECKSUMS
+from rapid_dist.release.query import QueryFacts
 from rapid_dist.retrieval.prior import TrajectoryPrior
 from tests.bundles import tiny_bundle, tiny_denoiser, tiny_facts, tiny_prior, tiny_references
 
@@ -110,9 +111,19 @@ def test_an_image_that_two_entries_share_is_kept_once() -> None:
     np.testing.assert_array_equal(kept.seed_of_entry, [0, 2, 3])
 
 
-def test_sampling_by_query_cannot_be_bundled() -> None:
-    with pytest.raises(ConfigError, match="'query'"):
-        tiny_facts(source="query")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source": "uniform"}, "source='uniform'"),
+        ({"source": "query", "query": None}, "how queries are made"),
+        ({"query": QueryFacts(query_step=700, intervals=2, keys="pixels")}, "how queries are made"),
+        ({"source": "query", "from_step": 700}, "got 700 and 700"),
+        ({"source": "query", "noise": "entry"}, "no noise of its entries"),
+    ],
+)
+def test_facts_that_cannot_be_drawn_by_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        replace(tiny_facts(source=changes.get("source", "prior")), **changes)
 
 
 def test_parts_that_do_not_belong_together_are_refused() -> None:
@@ -122,5 +133,7 @@ def test_parts_that_do_not_belong_together_are_refused() -> None:
         Bundle(facts=tiny_facts(), prior=short, **parts)
     with pytest.raises(ConfigError, match="source='noise'"):
         Bundle(facts=tiny_facts(source="noise"), prior=tiny_prior(), **parts)
+    with pytest.raises(ConfigError, match="exactly if its source is 'query'"):
+        Bundle(facts=tiny_facts(source="query"), denoiser=tiny_denoiser())
     with pytest.raises(ConfigError, match="1 names for 2 classes"):
         Bundle(facts=tiny_facts(class_names=("zero",)), prior=tiny_prior(), **parts)

@@ -19,6 +19,7 @@ from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.recipe_files import recipe_names
 from rapid_dist.release.bundle import write_bundle
 from rapid_dist.release.generator import Generator
+from rapid_dist.release.query import one_of
 from rapid_dist.storage import LocalStorage
 from tests.bundles import tiny_bundle
 from tests.fakes import ThreadWorkers
@@ -173,15 +174,15 @@ def test_an_entrys_own_noise_would_have_given_one_picture_twice(place: Untrained
 def test_a_sample_enters_at_one_of_the_m_nearest_by_its_own_seed_alone() -> None:
     found = np.arange(4_000).reshape(1_000, 4)
     ids = np.arange(1_000)
-    drawn = sampling_stages.one_of(found, 3, ids)
+    drawn = one_of(found, 3, ids)
     counts = np.bincount(drawn - found[:, 0], minlength=4)
     assert counts.sum() == 1_000
     assert counts.min() > 180  # Binomial(1,000, 1/4): below 180 with chance 1e-7.
-    np.testing.assert_array_equal(sampling_stages.one_of(found[7:9], 3, ids[7:9]), drawn[7:9])
-    assert (sampling_stages.one_of(found, 4, ids) != drawn).any()
-    np.testing.assert_array_equal(sampling_stages.one_of(found[:, :1], 3, ids), found[:, 0])
+    np.testing.assert_array_equal(one_of(found[7:9], 3, ids[7:9]), drawn[7:9])
+    assert (one_of(found, 4, ids) != drawn).any()
+    np.testing.assert_array_equal(one_of(found[:, :1], 3, ids), found[:, 0])
     few = np.array([[5, 6, -1, -1]] * 50)
-    assert set(sampling_stages.one_of(few, 3, ids[:50])) == {5, 6}
+    assert set(one_of(few, 3, ids[:50])) == {5, 6}
 
 
 def test_sampling_among_the_m_nearest_enters_elsewhere_for_the_same_queries(
@@ -233,19 +234,42 @@ def test_the_evaluations_of_a_query_are_counted_with_the_public_models(place: Un
     assert _evaluations(place.settings, "query") == 5
 
 
-def test_a_run_by_query_leaves_samples_and_no_bundle_and_says_how_far_it_is(
-    place: UntrainedRun,
+@pytest.mark.parametrize("keys", ["contrast", "pixels"])
+def test_a_run_by_query_leaves_a_bundle_that_draws_its_samples_again(
+    keys: str, tmp_path: Path
 ) -> None:
+    run = UntrainedRun(tmp_path, f"knowledge_base.keys={keys}", "sampling.top_m=3")
     reports: list[tuple[str, dict[str, float]]] = []
-    sampling_stages.run_generate(place.context(reports))
-    images, labels = artifacts.get_images(place.out.child("samples"), "samples.npz")
+    sampling_stages.run_generate(run.context(reports))
+    images, labels = artifacts.get_images(run.out.child("samples"), "samples.npz")
     assert images.shape == (70, 1, 8, 8)
     np.testing.assert_array_equal(labels, np.arange(70) % 10)
-    done = artifacts.read_done(place.out.child("samples"))
+    done = artifacts.read_done(run.out.child("samples"))
     assert done["nfe"] == 5
     assert done["neighbours"]["queries"] == 70
-    assert place.out.list("bundle/") == []
-    assert reports == [
-        ("generate", {"step": 64, "steps": 70}),
-        ("generate", {"step": 70, "steps": 70}),
-    ]
+    assert [figures["step"] for _, figures in reports] == [70]
+    folder = Path(run.out.child("bundle").uri)
+    assert (folder / "public" / "extractor.json").exists() == (keys == "contrast")
+    generator = Generator.open(folder)
+    seed = run.settings.sampling.seed
+    entered = np.full(70, -1)
+    again = generator.generate(labels, seed=seed, batch_size=9, entered=entered)
+    np.testing.assert_array_equal(again, images)
+    # FAISS, asked for the same queries, finds the same entries, and so does the way that is shown.
+    way = sampling_stages.sample_by_query(
+        run.settings,
+        run.public.uri,
+        run.knowledge_base(),
+        artifacts.get_denoiser(run.out.child(private_stages.PRIVATE).uri),
+        labels,
+        seed=seed,
+    )
+    np.testing.assert_array_equal(way.sample, images)
+    np.testing.assert_array_equal(way.neighbours, entered)
+    assert len(np.unique(entered)) > 10
+    references = generator.references(labels[5:], seed=seed, first_id=5)
+    np.testing.assert_array_equal(references, way.reference[5:])
+    # Any worker's part is the same, and another seed is not.
+    part = generator.generate(labels[60:], seed=seed, first_id=60)
+    np.testing.assert_array_equal(part, images[60:])
+    assert (generator.generate(labels[60:], seed=seed + 1, first_id=60) != part).any()
