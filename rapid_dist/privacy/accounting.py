@@ -15,7 +15,7 @@ Discrete events are accounted as Gaussian ones at a delta a little smaller, plus
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -32,6 +32,7 @@ from rapid_dist.privacy.mechanism import (
     DpSgdEvent,
     Event,
     GaussianEvent,
+    RetrievalConfig,
     gaussian_event,
 )
 from rapid_dist.privacy.pld import pld_epsilon, pooled
@@ -81,16 +82,24 @@ class PrivacyPlan:
     reserve_steps: int
     epsilons: Epsilons  # With every reserve step spent.
     contamination: GaussianEvent | None = None  # Counts of near-duplicates by public source.
+    candidates: GaussianEvent | None = None  # Votes among images made from the noised prior.
+    retrieval: RetrievalConfig | None = None  # In place of DP-SGD: nothing is trained.
 
     @property
     def queries(self) -> tuple[GaussianEvent, ...]:
-        return tuple(query for query in (self.contamination, self.prior) if query is not None)
+        asked = (self.contamination, self.prior, self.candidates)
+        return tuple(query for query in asked if query is not None)
+
+    @property
+    def stepped(self) -> DpSgdConfig | RetrievalConfig | None:
+        """What is charged a step at a time: the steps of DP-SGD, or rounds of retrieval."""
+        return self.dp_sgd or self.retrieval
 
     @property
     def events(self) -> tuple[Event, ...]:
-        if self.dp_sgd is None:
+        if self.stepped is None:
             return self.queries
-        return (*self.queries, self.dp_sgd.event(self.dp_sgd.steps + self.reserve_steps))
+        return (*self.queries, self.stepped.event(self.stepped.steps + self.reserve_steps))
 
 
 def epsilons(events: Sequence[Event], delta: float) -> Epsilons:
@@ -110,25 +119,75 @@ def plan(config: PrivacyConfig, num_records: int) -> PrivacyPlan:
     Guarantees: the reported epsilon of prior, training and reserve steps, composed, is at most
     the budget's, and just below it unless the unknown is a whole number of steps or at its limit.
     """
-    if config.delta * num_records >= 1:
-        raise ConfigError(
-            f"delta={config.delta} is not below 1 / num_records = {1 / num_records:.3g}: it would "
-            "allow publishing a whole record. Lower delta."
-        )
+    _require_sensible(config, num_records)
     if config.expected_batch is not None and config.expected_batch > num_records:
         raise ConfigError(
             f"expected_batch={config.expected_batch} is more than num_records={num_records}. "
             "Lower expected_batch."
+        )
+    return _fitted(config, lambda target: _solve(config, num_records, target))
+
+
+@lru_cache(maxsize=16)
+def plan_retrieval(
+    config: PrivacyConfig, num_records: int, *, sample_rate: float, rounds: int, neighbors: int
+) -> PrivacyPlan:
+    """Solves the noise of so many rounds; what ``config`` says of steps and batch is not read.
+
+    Guarantees: the reported epsilon of all rounds, reserve rounds and the counts of
+    near-duplicates, composed, is at most the budget's.
+    """
+    _require_sensible(config, num_records)
+    others = tuple(one for one in (_contamination(config),) if one is not None)
+
+    def solve(target: float) -> PrivacyPlan:
+        noise = solve_noise_multiplier(
+            sample_rate=sample_rate,
+            steps=rounds + config.reserve_steps,
+            budget=Budget(epsilon=target, delta=config.delta),
+            others=others,
+        )
+        retrieval = RetrievalConfig(
+            num_records=num_records,
+            sample_rate=sample_rate,
+            steps=rounds,
+            neighbors=neighbors,
+            noise_multiplier=noise,
+            noise=config.noise,
+        )
+        unpriced = PrivacyPlan(
+            budget=config.budget,
+            contamination=_contamination(config),
+            prior=None,
+            dp_sgd=None,
+            retrieval=retrieval,
+            reserve_steps=config.reserve_steps,
+            epsilons=epsilons((), config.delta),
+        )
+        return replace(unpriced, epsilons=epsilons(unpriced.events, config.delta))
+
+    return _fitted(config, solve)
+
+
+def _require_sensible(config: PrivacyConfig, num_records: int) -> None:
+    if config.delta * num_records >= 1:
+        raise ConfigError(
+            f"delta={config.delta} is not below 1 / num_records = {1 / num_records:.3g}: it would "
+            "allow publishing a whole record. Lower delta."
         )
     if config.epsilon < LEAST_EPSILON:
         raise ConfigError(
             f"epsilon={config.epsilon} is below {LEAST_EPSILON}, where the accountants' own errors "
             "are as large as the budget. Raise epsilon."
         )
+
+
+def _fitted(config: PrivacyConfig, solve: Callable[[float], PrivacyPlan]) -> PrivacyPlan:
+    """Returns what ``solve`` finds at an epsilon by PLD whose report is within the budget."""
     # The PRV lies above the PLD by its error and a little more: leave room for that.
     target = config.epsilon - 1.4 * _prv_error(config.epsilon)
     for _ in range(8):
-        solved = _solve(config, num_records, target)
+        solved = solve(target)
         excess = solved.epsilons.reported - config.epsilon
         if excess <= 0:
             return solved

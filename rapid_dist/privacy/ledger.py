@@ -25,9 +25,11 @@ from rapid_dist.installed import code_version
 from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
     DiscreteGaussianEvent,
+    DiscreteRetrievalEvent,
     DpSgdEvent,
     Event,
     GaussianEvent,
+    RetrievalEvent,
 )
 from rapid_dist.storage import AlreadyExists, Storage, open_storage, sha256_hex
 
@@ -40,6 +42,8 @@ _EVENTS: dict[str, type[Event]] = {
     "dp_sgd": DpSgdEvent,
     "discrete_gaussian": DiscreteGaussianEvent,
     "discrete_dp_sgd": DiscreteDpSgdEvent,
+    "retrieval": RetrievalEvent,
+    "discrete_retrieval": DiscreteRetrievalEvent,
 }
 
 

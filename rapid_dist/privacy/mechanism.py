@@ -81,6 +81,16 @@ class DiscreteDpSgdEvent(DpSgdEvent):
         return grid_scale(self.noise_multiplier, self.units)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetrievalEvent(DpSgdEvent):
+    """``steps`` rounds of questions to a Poisson-sampled index: accounted as what it is made of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscreteRetrievalEvent(DiscreteDpSgdEvent):
+    """A ``RetrievalEvent`` of whole numbers."""
+
+
 Event = GaussianEvent | DpSgdEvent
 
 
@@ -145,6 +155,75 @@ class DpSgdConfig:
             steps=steps,
             units=UNITS,
             values=MOST_VALUES,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """Rounds of questions to a private index (DP-RDM, Lebensold et al. 2024), nothing left open.
+
+    A round draws one Poisson sample of all units, and puts one public question to each class: the
+    sum of the embeddings of its ``neighbors`` nearest records in the sample, each of length 1 at
+    most. What leaves is that sum under noise, divided by ``neighbors``, whatever number was found.
+
+    *Sensitivity.* Let S be the sample and S' = S without the one record x. If x is not among the
+    nearest of its class, nothing changes. If it is, x leaves the sum, and the next nearest, if
+    there is one, enters: the sum moves by |x| + |next| <= 2. Distances of other records and the
+    order of ties do not depend on x. A record is in one class, so all other classes' sums stay, and
+    the vector of all of them moves by 2 at most: a whole round costs what one question costs.
+
+    *Amplification.* Given who else is in the sample, the round's sum is a vector a without x and b
+    with it, ||a - b|| <= 2, and x is in with chance q, apart from the others. So the pair of
+    outputs is N(a, s^2) against (1 - q) N(a, s^2) + q N(b, s^2), s = 2 z; in either order that is
+    dominated by N(0, z^2) against (1 - q) N(0, z^2) + q N(1, z^2), and so is the mixture over the
+    others by joint quasi-convexity: they are drawn alike on both sides. It is the pair of a step of
+    DP-SGD with q and z, and what PLD, PRV and RDP take for it.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    num_records: int  # Units, declared and public.
+    sample_rate: float
+    steps: int  # Rounds; fixed before the first.
+    neighbors: int  # k: what a sum is divided by.
+    noise_multiplier: float  # Noise stddev on a sum / its sensitivity.
+    noise: NoiseKind = "fast"
+
+    def __post_init__(self) -> None:
+        if min(self.num_records, self.steps, self.neighbors) < 1:
+            raise ConfigError(
+                "num_records, steps and neighbors must be at least 1, got "
+                f"{self.num_records}, {self.steps} and {self.neighbors}."
+            )
+        _ = self.event()
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 bound on what one unit moves the vector of all sums of a round."""
+        return 2.0
+
+    @property
+    def expected_batch(self) -> float:
+        """Units in a round's sample on average."""
+        return self.sample_rate * self.num_records
+
+    @property
+    def noise_stddev(self) -> float:
+        """Stddev of the noise on a *sum* of embeddings, before the division."""
+        return self.noise_multiplier * self.sensitivity
+
+    @property
+    def answer_stddev(self) -> float:
+        """Stddev of the noise on an answer, the mean of embeddings."""
+        return self.noise_stddev / self.neighbors
+
+    def event(self, steps: int = 1) -> DpSgdEvent:
+        """Returns what ``steps`` rounds release, for the ledger and the accountants."""
+        rate, noise = self.sample_rate, self.noise_multiplier
+        if self.noise == "fast":
+            return RetrievalEvent(sample_rate=rate, noise_multiplier=noise, steps=steps)
+        return DiscreteRetrievalEvent(
+            sample_rate=rate, noise_multiplier=noise, steps=steps, units=UNITS, values=MOST_VALUES
         )
 
 

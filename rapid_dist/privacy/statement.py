@@ -10,7 +10,9 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
     DiscreteGaussianEvent,
+    DiscreteRetrievalEvent,
     GaussianEvent,
+    RetrievalEvent,
 )
 from rapid_dist.privacy.settings import Budget, PrivacyConfig
 
@@ -39,7 +41,8 @@ class Claim:
     budget: Budget
     spent: Epsilons  # By the run, all attempts and queries together.
     dataset_spent: Epsilons  # By all runs that the ledger holds.
-    num_steps: int
+    num_steps: int  # Of DP-SGD, or rounds of retrieval.
+    num_rounds: int = 0  # Of retrieval among the steps.
     num_queries: int
     num_discrete: int  # Entries of the ledger among those with secure noise.
     num_entries: int
@@ -73,7 +76,7 @@ class Claim:
             self.sentence,
             *([self.unit_note] if self.unit_note else []),
             f"That is {side} the run's budget of epsilon {self.budget.epsilon:g}. The ledger holds "
-            f"{_counted(self.num_steps, 'Poisson-sampled Gaussian step')} and "
+            f"{self._steps} and "
             f"{_counted(self.num_queries, 'Gaussian query', 'Gaussian queries')} of this run, "
             f"composed at delta {self.budget.delta:g}: PLD {rounded_up(spent.pld)}, "
             f"PRV {rounded_up(spent.prv)} (the larger is claimed), "
@@ -84,6 +87,15 @@ class Claim:
             f"{self._noise} The claim covers the released model and what is computed from it, not "
             "internal evaluation against private records.",
         )
+
+    @property
+    def _steps(self) -> str:
+        index = "of answers from a Poisson-sampled index"
+        rounds = _counted(self.num_rounds, f"round {index}", f"rounds {index}")
+        steps = _counted(self.num_steps - self.num_rounds, "Poisson-sampled Gaussian step")
+        if self.num_rounds == 0:
+            return steps
+        return rounds if self.num_rounds == self.num_steps else f"{steps}, {rounds}"
 
     @property
     def _noise(self) -> str:
@@ -130,6 +142,11 @@ def claim(
         spent=epsilons(events, config.delta),
         dataset_spent=dataset_epsilons(ledger, config.delta),
         num_steps=sum(event.steps for event in events if not isinstance(event, GaussianEvent)),
+        num_rounds=sum(
+            event.steps
+            for event in events
+            if isinstance(event, RetrievalEvent | DiscreteRetrievalEvent)
+        ),
         num_queries=queries,
         num_discrete=sum(
             isinstance(event, DiscreteGaussianEvent | DiscreteDpSgdEvent) for event in events
@@ -150,7 +167,7 @@ def require_charged(plan: PrivacyPlan, ledger: Ledger, run: str) -> None:
     """
     ledger.refresh()
     entries = [entry for entry in ledger.entries() if entry.run == run]
-    planned = set(range(plan.dp_sgd.steps if plan.dp_sgd else 0))
+    planned = set(range(plan.stepped.steps if plan.stepped else 0))
     missing = planned - {entry.step for entry in entries if entry.kind == "step"}
     # By their purposes: one that a crash made to be asked twice stands for no other.
     queries = {entry.note for entry in entries if entry.kind == "query"}

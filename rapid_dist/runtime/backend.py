@@ -43,8 +43,8 @@ class KeeperMaker:
 
     def __call__(self) -> LedgerKeeper:
         plan = self.plan
-        if plan.dp_sgd is not None:
-            event, steps = plan.dp_sgd.event(1), plan.dp_sgd.steps
+        if plan.stepped is not None:
+            event, steps = plan.stepped.event(1), plan.stepped.steps
         else:  # A run of the prior alone: no step is planned, so none can be charged.
             event, steps = DpSgdEvent(sample_rate=1.0, noise_multiplier=1.0, steps=1), 0
         return LedgerKeeper(
