@@ -53,11 +53,11 @@ def print_sweep(result: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from rapid_dist.release.sweep_page import score_name, trial_rows
+    from rapid_dist.release.sweep_page import own_columns, score_name, trial_rows
 
     winner, trials = result["winner"], result["trials"]
     if trials:
-        settings = list(trials[0]["point"])
+        settings = own_columns(trials)
         table = Table("trial", *settings, "steps", "noise", score_name(result["promise"]),
                       "seconds", "state")  # fmt: skip
         for trial, row in zip(trials, trial_rows(trials, settings), strict=True):

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rapid_dist.privacy.statement import rounded_up
 from rapid_dist.release.markup import Section, escape, facts, page, paragraph, table
 from rapid_dist.release.report_style import STYLE
 from rapid_dist.release.sweep_plots import ScoredTrial, parallel_svg, quality_svg, seconds_svg
 
 _SHOWN_FIRST = ("split.split_step", "privacy.noise_multiplier")
+# What a plan solves, and has a column of its own: setting -> its name in the book.
+_PLANNED = {"privacy.steps": "steps", "privacy.noise_multiplier": "noise_multiplier"}
 
 
 def score_name(promise: str) -> str:
@@ -16,18 +19,29 @@ def score_name(promise: str) -> str:
 
 
 def scored(trials: Sequence[Mapping[str, Any]], winner: int | None) -> list[ScoredTrial]:
-    """Returns what can be drawn: the trials whose whole training was scored."""
+    """Returns what can be drawn: the trials whose whole training was scored.
+
+    A trial's point is then what was set *and* what its plan solved, where trials differ in it.
+    """
+    done = [trial for trial in trials if trial["state"] == "done"]
+    planned = {
+        setting: name for setting, name in _PLANNED.items() if len({t[name] for t in done}) > 1
+    }
     return [
         ScoredTrial(
             number=trial["number"],
-            point=trial["point"],
+            point={**trial["point"], **{s: trial[name] for s, name in planned.items()}},
             score=trial["score"],
             seconds=sum(trial["seconds"].values()),
             chosen=trial["number"] == winner,
         )
-        for trial in trials
-        if trial["state"] == "done"
+        for trial in done
     ]
+
+
+def own_columns(trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the settings that a table shows beside the steps and the noise of every plan."""
+    return [setting for setting in trials[0]["point"] if setting not in _PLANNED]
 
 
 def render_sweep(
@@ -50,7 +64,7 @@ def render_sweep(
             body=paragraph(price["sentence"], "sentence")
             + facts(
                 [
-                    ("epsilon because it was chosen", f"{price['epsilon']:.4f}"),
+                    ("epsilon because it was chosen", rounded_up(price["epsilon"])),
                     ("epsilon of one trial", f"{price['trial_epsilon']:.4g}"),
                     ("delta", f"{price['delta']:g}"),
                     ("promise", result["promise"]),
@@ -107,7 +121,7 @@ def trial_rows(trials: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> 
 
 
 def _table(trials: Sequence[Mapping[str, Any]], winner: int, name: str) -> str:
-    settings = list(trials[0]["point"])
+    settings = own_columns(trials)
     last = [setting.rpartition(".")[2] for setting in settings]
     return table(
         "",

@@ -13,6 +13,8 @@ from rapid_dist.release.markup import escape
 
 WIDTH, HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46
+_ASIDE = 150  # Right of the last of parallel axes, for its name and its values.
+_HALO = 'style="paint-order: stroke; stroke: var(--card); stroke-width: 4px"'  # Over lines.
 _DECADE = 8.0  # A setting whose values span this factor is drawn by its logarithm.
 
 
@@ -78,17 +80,16 @@ def parallel_svg(trials: Sequence[ScoredTrial], score_name: str) -> str:
     names = [*trials[0].point]
     axes = [Axis.of(name, [trial.point[name] for trial in trials]) for name in names]
     axes.append(Axis.of(score_name, [trial.score for trial in trials]))
-    step = (WIDTH - _LEFT - _RIGHT) / max(1, len(axes) - 1)
+    step = (WIDTH - _LEFT - _ASIDE) / max(1, len(axes) - 1)
     parts = [_open("Settings and score of every trial, a line each")]
+    labels = []
     for number, axis in enumerate(axes):
         x = round(_LEFT + number * step, 1)
         last = axis.name.rpartition(".")[2]
-        parts.append(
-            f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>'
-            f'<text x="{x}" y="{HEIGHT - 12}" text-anchor="middle">{escape(last)}</text>'
-        )
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+        labels.append(f'<text x="{x}" y="{HEIGHT - 12}" text-anchor="middle">{escape(last)}</text>')
         for at, text in axis.ticks:
-            parts.append(f'<text x="{x + 5}" y="{_y(at) + 4}">{escape(text)}</text>')
+            labels.append(f'<text x="{x + 6}" y="{_y(at) + 4}" {_HALO}>{escape(text)}</text>')
     best = max(trial.score for trial in trials)
     worst = min(trial.score for trial in trials)
     for trial in sorted(trials, key=lambda trial: (trial.chosen, trial.score)):
@@ -104,7 +105,7 @@ def parallel_svg(trials: Sequence[ScoredTrial], score_name: str) -> str:
             f'<polyline class="{style}" opacity="{opacity}" points="{points}">'
             f"<title>trial {trial.number}: {trial.score:.4g}</title></polyline>"
         )
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *labels, "</svg>"])  # Labels last: lines would strike them out.
 
 
 def seconds_svg(trials: Sequence[ScoredTrial]) -> str:
