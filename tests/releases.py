@@ -52,7 +52,8 @@ def tiny_audit(**changes: Any) -> dict[str, Any]:
         "results": [
             {**line, "check": "noise", "statistic": "1.0 of the claimed stddev"},
             {**line, "check": "empirical epsilon",
-             "statistic": "epsilon > 1.25: 900 of 1000 guesses right, 5000 canaries"},
+             "statistic": "epsilon > 1.25: 900 of 1000 guesses right, 5000 canaries",
+             "value": 1.25},
         ],
     }  # fmt: skip
     return {**content, **changes}

@@ -16,6 +16,7 @@ The more epsilon, delta and steps, the fewer canaries can refute nothing at all,
 right. Whether they could is a question of its own, with an answer of its own (``check_power``).
 """
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import nn
 
 from rapid_dist.audit.accountants import pld_epsilon, steps_of, trade_off
 from rapid_dist.audit.one_run import Curve, Guesses, epsilon_lower_bound, refutes
-from rapid_dist.audit.result import CheckResult, Profile
+from rapid_dist.audit.result import EMPIRICAL, CheckResult, Profile
 from rapid_dist.audit.subject import Subject, not_charged
 from rapid_dist.collective import SingleProcess
 from rapid_dist.diffusion.loss import Rows
@@ -54,13 +55,15 @@ def check_empirical(subject: Subject, profile: Profile) -> CheckResult:
     refuted = refutes(guesses, trade_off(events), confidence)
     by_point = epsilon_lower_bound(guesses, delta, confidence)
     by_curve = curve_lower_bound(guesses, mechanism, delta, confidence)
+    shown = math.floor(100 * max(by_curve, by_point)) / 100  # Down: it is a lower bound.
     return CheckResult(
-        check="empirical epsilon",
+        check=EMPIRICAL,
         question="Does a run with canaries leak no more than its epsilon allows?",
         statistic=(
-            f"epsilon > {max(by_curve, by_point):.2f}: {guesses.correct} of {guesses.made} guesses "
-            f"right, {guesses.canaries} canaries"
+            f"epsilon > {shown:.2f}: {guesses.correct} of {guesses.made} guesses right, "
+            f"{guesses.canaries} canaries"
         ),
+        value=shown,
         bound=f"epsilon {claimed:.2f} of the {mechanism.steps} steps, at delta {delta:g}",
         false_alarm=FALSE_ALARM,
         passed=not refuted and by_point <= claimed,
@@ -78,7 +81,7 @@ def check_power(subject: Subject, profile: Profile) -> CheckResult:
     made = int(GUESSED * canaries)
     needed = least_refuting(canaries, made, trade_off([steps_of(mechanism, mechanism.steps)]))
     return CheckResult(
-        check="empirical epsilon",
+        check=EMPIRICAL,
         question="Could the guesses have refuted the claim, so that it was tried at all?",
         statistic=(
             f"{needed} right guesses refute it" if needed else "not even right guesses refute it"

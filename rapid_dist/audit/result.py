@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Profile = Literal["quick", "full"]
+EMPIRICAL = "empirical epsilon"  # The check whose value is a lower bound of epsilon.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +19,7 @@ class CheckResult:
     false_alarm: float  # Chance that a right mechanism fails here; 0 for an exact check.
     passed: bool
     detail: str = ""
+    value: float | None = None  # The statistic as a number, where somebody else is to read it.
 
 
 def failed(results: Sequence[CheckResult]) -> list[str]:

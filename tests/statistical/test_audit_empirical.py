@@ -180,7 +180,9 @@ class NoNoise(_WeakNoise):
 def test_a_right_mechanism_passes_with_a_bound_far_below_its_epsilon() -> None:
     result = check_empirical(_subject(), "quick")  # Fails, if right, with chance 0.05 at most.
     assert result.passed, result
-    assert float(result.statistic.split()[2].rstrip(":")) > 2
+    assert result.value is not None
+    assert result.value > 2
+    assert result.statistic.startswith(f"epsilon > {result.value:.2f}: ")
 
 
 @pytest.mark.parametrize("step_type", [HalfNoise, QuarterNoise, NoNoise])
