@@ -32,8 +32,10 @@ from rapid_dist.methods.settings import MethodSettings, SplitConfig
 from rapid_dist.methods.sweep_settings import SweepConfig
 from rapid_dist.privacy.settings import PrivacyConfig
 from rapid_dist.private.contamination import ContaminationConfig
+from rapid_dist.private.index import PrivateIndexConfig
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
+from rapid_dist.public.conditional import ConditionalConfig
 from rapid_dist.public.contrast import ContrastConfig
 from rapid_dist.public.pretrain import PretrainConfig
 from rapid_dist.recipe_files import nearest, override, read_tree, shown, written
@@ -101,7 +103,7 @@ class Recipe(_Node):
     """A whole experiment. Everything in it is public."""
 
     name: str = "recipe"
-    method: Literal["rapid", "dpdm"] = "rapid"
+    method: Literal["rapid", "dpdm", "dp_rdm"] = "rapid"
     seed: int = Field(default=0, ge=0)  # Of public randomness; secret keys come from the OS.
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
@@ -115,6 +117,8 @@ class Recipe(_Node):
     adapt: AdaptConfig = AdaptConfig()
     privacy: PrivacyConfig
     train: TrainConfig = TrainConfig()
+    conditional: ConditionalConfig = ConditionalConfig()  # Method dp_rdm.
+    private_index: PrivateIndexConfig = PrivateIndexConfig()  # Method dp_rdm.
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = SweepConfig()  # Of the command `sweep` alone; no other reads it.

@@ -16,12 +16,13 @@ def print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:
     print(
         f"unit       one {unit['unit_name']} of {unit['num_units']:,}. {unit['unit_note']}".rstrip()
     )
-    counts = ("contamination",) if solved["contamination"] else ()
-    for name in (*counts, "prior", "dp_sgd"):
+    counts = tuple(name for name in ("contamination", "candidates") if solved[name])
+    for name in (*counts, "prior", "retrieval" if solved["retrieval"] else "dp_sgd"):
         event = solved[name] or {"none": ""}
         facts = ", ".join(f"{key} {_shown(value)}".rstrip() for key, value in event.items())
         print(f"{name:<10} {facts}")
-    print(f"solved     {recipe.privacy.unknown}")
+    unknown = "noise_multiplier" if solved["retrieval"] else recipe.privacy.unknown
+    print(f"solved     {unknown}")
     for name in ("pld", "prv", "rdp"):
         print(f"{name:<10} epsilon {rounded_up(epsilons[name])}")
 

@@ -23,6 +23,7 @@ from rapid_dist.data.images import ImageSpec, PrivateImages, PublicImages
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts, private_stages, public_stages
+from rapid_dist.methods.catalog import require_training
 from rapid_dist.methods.context import Keeper
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan
@@ -44,8 +45,9 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
     """Yields the subject; its knowledge base lies in a temporary folder meanwhile.
 
     Raises:
-      ConfigError: the recipe takes no step of DP-SGD.
+      ConfigError: the recipe, or its method, takes no step of DP-SGD.
     """
+    require_training(settings, "audit")
     if plan.dp_sgd is None:
         raise ConfigError(
             f"privacy.prior_share={settings.privacy.prior_share} leaves no step of DP-SGD, and an "

@@ -7,7 +7,8 @@ one without ``pretrain`` has no public network, one without ``index`` no knowled
 from dataclasses import replace
 from typing import Protocol
 
-from rapid_dist.methods import dpdm, rapid
+from rapid_dist.errors import ConfigError
+from rapid_dist.methods import dp_rdm, dpdm, rapid
 from rapid_dist.methods.checks import check_settings
 from rapid_dist.methods.context import Promise, Stage
 from rapid_dist.methods.settings import MethodSettings
@@ -34,6 +35,7 @@ class Method(Protocol):
 METHODS: dict[str, Method] = {
     "rapid": rapid,
     "dpdm": dpdm,
+    "dp_rdm": dp_rdm,
 }
 
 
@@ -59,6 +61,24 @@ def check_method(settings: MethodSettings) -> None:
     """
     method_of(settings).check(settings)  # First: what it says is nearer to what was meant.
     check_settings(settings)
+    if settings.privacy.candidate_share and not has_stage(settings, "candidates"):
+        raise ConfigError(
+            f"Method {settings.method} has no second round of votes, got privacy.candidate_share="
+            f"{settings.privacy.candidate_share}. Set it to 0."
+        )
+
+
+def require_training(settings: MethodSettings, what: str) -> None:
+    """Refuses ``what``, which is about steps of DP-SGD, of a method that takes none.
+
+    Raises:
+      ConfigError: names the method.
+    """
+    if not has_stage(settings, "train"):
+        raise ConfigError(
+            f"Method {settings.method} takes no step of DP-SGD, and a {what} is of those. Use a "
+            "method that trains on private data."
+        )
 
 
 def promise_of(settings: MethodSettings) -> Promise:
@@ -77,6 +97,8 @@ def plan_of(settings: MethodSettings) -> PrivacyPlan:
             reserve_steps=0,
             epsilons=epsilons((), privacy.delta),
         )
+    if has_stage(settings, "answers"):
+        return dp_rdm.plan_of(settings)
     solved = plan(privacy, settings.private.num_groups or settings.private.num_records)
     if has_stage(settings, "train"):
         return solved

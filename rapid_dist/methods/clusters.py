@@ -10,10 +10,13 @@ import numpy as np
 
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.methods import artifacts
-from rapid_dist.methods.public_stages import open_features
+from rapid_dist.methods.public_stages import open_extractor, open_features
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.public.activations import activation_features
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.retrieval.features import pixel_features
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.shard_maker import FeaturesOf
 from rapid_dist.retrieval.vectors import assign, fit_kmeans
 from rapid_dist.storage import open_storage
 
@@ -32,16 +35,19 @@ def open_centroids(
       say: is told how many iterations are done, where there are any to make.
     """
     config = settings.knowledge_base
-    identity = artifacts.fingerprint(
+    parts = [
         artifacts.knowledge_base_name(settings),
         config.clusters,
         config.kmeans_iterations,
         config.kmeans_images,
-    )
+    ]
+    own = features_name(settings)
+    identity = artifacts.fingerprint(*parts, *([own] if own else []))
     storage, name = open_storage(public_uri), f"clusters/{identity}.npz"
     if not storage.exists(name):
-        rows = np.random.default_rng(settings.seed).permutation(len(base.features))
-        fitted = base.features[np.sort(rows[: config.kmeans_images])]
+        features = reference_features(settings, public_uri, base)
+        rows = np.random.default_rng(settings.seed).permutation(len(features))
+        fitted = features[np.sort(rows[: config.kmeans_images])]
         steps = config.kmeans_iterations
 
         def on_iteration(done: int) -> None:
@@ -50,6 +56,45 @@ def open_centroids(
         found = fit_kmeans(fitted, config.clusters, settings.seed, steps, on_iteration)
         storage.write(name, pack_arrays({"centroids": found}))
     return unpack_arrays(storage.read(name), name)["centroids"]
+
+
+def features_name(settings: MethodSettings) -> str:
+    """Returns the identity of the features of votes; none where they are the knowledge base's."""
+    kind = settings.prior.features
+    if kind == "contrast":
+        return f"contrast:{artifacts.extractor_name(settings)}"
+    if kind == "denoiser":
+        return f"denoiser:{artifacts.pretrain_name(settings)}:{settings.prior.feature_step}"
+    return "" if kind == "knowledge_base" else kind
+
+
+def vote_features(settings: MethodSettings, public_uri: str) -> FeaturesOf:
+    """Returns the function from clean images, uint8 [n, C, H, W], to what votes compare, [n, F]."""
+    kind = settings.prior.features
+    if kind == "pixels":
+        return pixel_features
+    if kind == "contrast":
+        return open_extractor(settings, public_uri)
+    if kind == "denoiser":
+        place = open_storage(public_uri).child(artifacts.pretrain_name(settings))
+        level = settings.schedule.level(settings.prior.feature_step)
+        return activation_features(artifacts.get_denoiser(place.uri), level)
+    return open_features(settings, public_uri)
+
+
+def reference_features(
+    settings: MethodSettings, public_uri: str, base: KnowledgeBase
+) -> np.ndarray:
+    """Returns those of every reference image, float32 [R, F]; made once, and then read."""
+    own = features_name(settings)
+    if not own:
+        return base.features
+    identity = artifacts.fingerprint(artifacts.knowledge_base_name(settings), own)
+    storage, name = open_storage(public_uri), f"clusters/features-{identity}.npz"
+    if not storage.exists(name):
+        features = vote_features(settings, public_uri)(base.reference_images)
+        storage.write(name, pack_arrays({"features": features}))
+    return unpack_arrays(storage.read(name), name)["features"]
 
 
 def nearest_clusters(
@@ -84,8 +129,9 @@ def assign_clusters(
       say: is told how many rows are done, of the declared N and the public references.
     """
     centroids = open_centroids(settings, public_uri, base)
-    features_of = open_features(settings, public_uri)
-    declared, references = images.spec.num_records, len(base.features)
+    features_of = vote_features(settings, public_uri)
+    known = reference_features(settings, public_uri, base)
+    declared, references = images.spec.num_records, len(known)
     done = 0
 
     def on_rows(rows: int) -> None:
@@ -96,7 +142,5 @@ def assign_clusters(
     of_image = nearest_clusters(
         lambda rows: features_of(images.images[rows]), declared, centroids, on_rows
     )
-    of_reference = nearest_clusters(
-        lambda rows: base.features[rows], references, centroids, on_rows
-    )
+    of_reference = nearest_clusters(lambda rows: known[rows], references, centroids, on_rows)
     return of_image, base.per_entry(of_reference)

@@ -21,6 +21,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "train.micro_batch=null",  # So many rows a record need another one than one row does.
         "train.ema_decay=0.999",
     ),
+    "dp_rdm": ("sampling.source=noise", *_NO_PRIOR),
 }
 
 

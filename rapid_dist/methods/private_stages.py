@@ -40,6 +40,7 @@ from rapid_dist.retrieval.prior import TrajectoryPrior, estimate
 from rapid_dist.storage import open_storage
 
 PRIOR, ADAPTED, PRIVATE, CHECKPOINTS = "prior", "adapted", "private", "checkpoints"
+REFINED = "refined"  # The prior after a second round of votes.
 
 
 def num_classes(settings: MethodSettings) -> int:
@@ -86,6 +87,15 @@ def run_prior(context: RunContext) -> None:
 
 
 def open_prior(out_uri: str) -> TrajectoryPrior:
+    """Returns the prior that samples are drawn from: refined, where there was a second round."""
+    out = open_storage(out_uri)
+    if artifacts.is_done(out.child(REFINED)):
+        return TrajectoryPrior.from_bytes(out.child(REFINED).read("prior.npz"))
+    return first_prior(out_uri)
+
+
+def first_prior(out_uri: str) -> TrajectoryPrior:
+    """Returns what the first round of votes says."""
     return TrajectoryPrior.from_bytes(open_storage(out_uri).child(PRIOR).read("prior.npz"))
 
 
@@ -118,7 +128,7 @@ class AdaptTask:
         fit_denoiser(
             denoiser,
             prior_rows(
-                open_prior(self.out_uri),
+                first_prior(self.out_uri),
                 base.images(np.arange(len(base))),
                 settings.schedule,
                 denoiser,

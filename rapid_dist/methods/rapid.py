@@ -9,6 +9,7 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
     contamination  private images among the public ones                     internal, or charged
     prior      one vote a record, noised                                    charged
     adapt      D_pub to the private classes, by the prior alone             post-processing
+    candidates a second round of votes, among images made so far, noised    charged, if asked for
     train      DP-SGD on the late steps                                     charged
     generate   reference -> state at v -> private model to 0                post-processing
     evaluate   against private records                                      internal
@@ -17,6 +18,7 @@ on one noised histogram (the private prior over trajectories, ours) and on the l
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import (
     artifacts,
+    candidates_stage,
     contamination_stage,
     evaluation_stage,
     private_stages,
@@ -47,6 +49,12 @@ def check(settings: MethodSettings) -> None:
         )
 
 
+def _candidates(settings: MethodSettings) -> tuple[Stage, ...]:
+    if not settings.privacy.candidate_share:
+        return ()
+    return (Stage(name="candidates", run=candidates_stage.run_candidates),)
+
+
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     """Returns the stages in order."""
     return (
@@ -56,6 +64,7 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
         Stage(name="contamination", run=contamination_stage.run_contamination),
         Stage(name="prior", run=private_stages.run_prior),
         Stage(name="adapt", run=private_stages.run_adapt),
+        *_candidates(settings),
         Stage(name="train", run=private_stages.run_train),
         Stage(name="generate", run=sampling_stages.run_generate),
         Stage(name="evaluate", run=evaluation_stage.run_evaluate),

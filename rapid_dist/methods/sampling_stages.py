@@ -119,24 +119,30 @@ def make_bundle(
 
 def run_generate(context: RunContext) -> None:
     """Writes the bundle, then draws ``sampling.count`` images from it on all workers."""
+    release_and_draw(context, partial(_bundle, context))
+
+
+def _bundle(context: RunContext) -> Bundle:
     settings = context.settings
-    storage = context.out.child(SAMPLES)
-    if artifacts.is_done(storage):
-        return
     source = settings.sampling.source
     denoiser = artifacts.get_denoiser(context.out.child(PRIVATE).uri)
     facts = bundle_facts(settings, source, context.privacy(), context.versions)
     if source == "query":
         half = public_half(settings, context.public.uri)
-        bundle = Bundle(facts=facts, denoiser=denoiser, public=half)
-    else:
-        base = prior = None
-        if source != "noise":
-            base = open_knowledge_base(settings, context.public.uri)
-            prior = (
-                open_prior(context.out.uri) if source == "prior" else uniform_prior(settings, base)
-            )
-        bundle = make_bundle(settings, denoiser, facts, prior, base)
+        return Bundle(facts=facts, denoiser=denoiser, public=half)
+    base = prior = None
+    if source != "noise":
+        base = open_knowledge_base(settings, context.public.uri)
+        prior = open_prior(context.out.uri) if source == "prior" else uniform_prior(settings, base)
+    return make_bundle(settings, denoiser, facts, prior, base)
+
+
+def release_and_draw(context: RunContext, bundle_of: Callable[[], Bundle]) -> None:
+    """Writes what ``bundle_of`` puts together, then draws the samples from what was written."""
+    storage = context.out.child(SAMPLES)
+    if artifacts.is_done(storage):
+        return
+    bundle = bundle_of()
     artifacts.put_folder(
         context.out.child(BUNDLE), lambda folder: write_bundle(bundle, folder), mark=False
     )

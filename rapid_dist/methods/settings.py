@@ -11,8 +11,10 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.settings import EvaluationConfig
 from rapid_dist.privacy.settings import PrivacyConfig
 from rapid_dist.private.contamination import ContaminationConfig
+from rapid_dist.private.index import PrivateIndexConfig
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
+from rapid_dist.public.conditional import ConditionalConfig
 from rapid_dist.public.contrast import ContrastConfig
 from rapid_dist.public.pretrain import PretrainConfig
 from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
@@ -59,5 +61,7 @@ class MethodSettings:
     adapt: AdaptConfig
     privacy: PrivacyConfig
     train: TrainConfig
+    conditional: ConditionalConfig
+    private_index: PrivateIndexConfig
     sampling: SamplingConfig
     evaluation: EvaluationConfig

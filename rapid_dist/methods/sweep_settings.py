@@ -28,6 +28,7 @@ MECHANISM = (
     "privacy.expected_batch",
     "privacy.prior_share",
     "privacy.prior_noise",
+    "privacy.candidate_share",
 )
 # Sections, and one setting, that shape public stages: made before the trials, so a list of values.
 PUBLIC = ("network", "schedule", "pretrain", "contrast", "knowledge_base", "split.query_step")
@@ -48,6 +49,7 @@ _FIXED = {  # Why a sweep may not change it.
     "runtime": "changes no result",
     "tracking": "changes no result",
     "sweep": "is this section itself",
+    "compare": "is of another command",
 }
 _GRID_MOST = 100_000
 

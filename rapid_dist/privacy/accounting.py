@@ -228,15 +228,17 @@ def _solve(config: PrivacyConfig, num_records: int, target: float) -> PrivacyPla
     budget = Budget(epsilon=target, delta=config.delta)
     contamination = _contamination(config)
     first = () if contamination is None else (contamination,)
-    prior = _prior(config, target, first)
+    candidates = _candidates(config, target)
+    prior = _prior(config, target, first, candidates)
     dp_sgd = None
     if config.has_training:
-        others = first if prior is None else (*first, prior)
+        others = tuple(one for one in (*first, prior, candidates) if one is not None)
         dp_sgd = _solve_training(config, num_records, budget, others)
     unpriced = PrivacyPlan(
         budget=config.budget,
         contamination=contamination,
         prior=prior,
+        candidates=candidates,
         dp_sgd=dp_sgd,
         reserve_steps=0 if dp_sgd is None else config.reserve_steps,
         epsilons=epsilons((), config.delta),
@@ -250,17 +252,35 @@ def _contamination(config: PrivacyConfig) -> GaussianEvent | None:
     return gaussian_event(config.contamination_noise, config.noise)
 
 
+def _candidates(config: PrivacyConfig, target: float) -> GaussianEvent | None:
+    """Solves the second round of votes by itself, at its share of the prior's epsilon."""
+    if config.candidate_share == 0:
+        return None
+    whole = config.epsilon * config.prior_share if config.has_training else target
+    alone = Budget(epsilon=whole * config.candidate_share, delta=config.delta)
+    noise = solve_noise_multiplier(sample_rate=1.0, steps=1, budget=alone)
+    return gaussian_event(noise, config.noise)
+
+
 def _prior(
-    config: PrivacyConfig, target: float, first: Sequence[GaussianEvent]
+    config: PrivacyConfig,
+    target: float,
+    first: Sequence[GaussianEvent],
+    candidates: GaussianEvent | None,
 ) -> GaussianEvent | None:
-    """Solves the prior; ``first`` is what it shares the budget with where there is no training."""
+    """Solves the prior, beside the second round of votes if there is one.
+
+    Args:
+      first: what it shares the budget with where there is no training.
+    """
     if config.prior_noise is not None:
         return gaussian_event(config.prior_noise, config.noise)
     if config.prior_share == 0:
         return None
     epsilon = config.epsilon * config.prior_share if config.has_training else target
     alone = Budget(epsilon=epsilon, delta=config.delta)
-    others = () if config.has_training else first
+    second = () if candidates is None else (candidates,)
+    others = second if config.has_training else (*first, *second)
     noise = solve_noise_multiplier(sample_rate=1.0, steps=1, budget=alone, others=others)
     return gaussian_event(noise, config.noise)
 

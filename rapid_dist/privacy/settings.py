@@ -34,6 +34,8 @@ class PrivacyConfig:
     that is ever released, would cost epsilon * s at the same delta. Because privacy loss
     composes more slowly than it adds, training then keeps more than epsilon * (1 - s).
     s = 0: no prior. s = 1: the prior takes everything, and no training step is allowed.
+    ``candidate_share`` = c divides the prior's epsilon E in turn: a second histogram that would
+    cost c E by itself, and a first whose noise makes both together cost E.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -45,6 +47,8 @@ class PrivacyConfig:
     unit: Literal["record", "group"] = "record"
     prior_share: float = 0.1
     prior_noise: float | None = None  # The prior's noise stddev, instead of prior_share.
+    # Of the prior's epsilon: for a second round of votes, among images made from the first.
+    candidate_share: float = 0.0
     # Noise stddev of the counts of near-duplicates by public source; null = they are not released.
     contamination_noise: float | None = None
     max_grad_norm: float = 1.0
@@ -66,6 +70,14 @@ class PrivacyConfig:
             raise ConfigError(f"noise must be 'fast' or 'secure', got {self.noise!r}.")
         if not 0 <= self.prior_share <= 1:
             raise ConfigError(f"prior_share must be in [0, 1], got {self.prior_share}.")
+        if not 0 <= self.candidate_share < 1:
+            raise ConfigError(f"candidate_share must be in [0, 1), got {self.candidate_share}.")
+        if self.candidate_share and (self.prior_share == 0 or self.prior_noise is not None):
+            raise ConfigError(
+                f"candidate_share={self.candidate_share} is a share of the prior's epsilon, which "
+                f"prior_share={self.prior_share} and prior_noise={self.prior_noise} do not say. "
+                "Give a prior_share and no prior_noise, or set candidate_share to 0."
+            )
         for name in (
             "prior_noise", "contamination_noise", "max_grad_norm", "expected_batch", "steps",
             "noise_multiplier",

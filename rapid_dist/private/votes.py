@@ -1,4 +1,6 @@
-"""The private prior's one query: each record votes for its cluster, in its class.
+"""The private prior's query: each record votes for its cluster, in its class.
+
+The same query serves a second round, where the clusters are candidate images of the class.
 
 Zeroing out one record changes one cell of the histogram by one, so the L2 sensitivity is 1. Where
 the unit is a group, its images share its vote: it changes cells by amounts that add up to one at
@@ -29,6 +31,7 @@ def noised_histogram(
     key: SecretKey,
     attempt: int,
     noise: NoiseKind = "fast",
+    purpose: str = "prior",
 ) -> np.ndarray:
     """Returns the class-by-cluster histogram plus noise, float64 [Y, M].
 
@@ -38,6 +41,7 @@ def noised_histogram(
       clusters: int64 [N], every record's cluster, each a function of that record alone; -1 for
         one whose features are not finite: it casts no vote.
       noise_multiplier: stddev of the noise; the sensitivity is 1.
+      purpose: names the stream of the noise; each round of votes has its own.
     """
     cells, num_cells = images.labels * num_clusters + clusters, num_classes * num_clusters
     votes = clusters >= 0
@@ -46,7 +50,7 @@ def noised_histogram(
     else:
         sizes = np.bincount(images.groups)  # Of all images: one without a vote lends it to none.
         counts = _shared(images.groups[votes], cells[votes], sizes, num_cells)
-    mechanism = new_noise(noise, 1.0, noise_multiplier, key, attempt, purpose="prior")
+    mechanism = new_noise(noise, 1.0, noise_multiplier, key, attempt, purpose)
     if mechanism.units is None:
         flat = torch.from_numpy(counts.astype(np.float32))  # Exact below 2^24 records a cell.
     else:

@@ -7,6 +7,7 @@
       prior.npz         p(reference | class), from the noised histogram     (source "prior")
       references.npz    the public reference images and their noise seeds   (source "prior")
       public/           public network, extractor, knowledge base, see query.py (source "query")
+      answers.npz       noised answers of a private index, see answers.py  (source "answers")
       checksums.json    SHA-256 of every file above
 
 Nothing here may come from private records but through a charged mechanism: ``BundleFacts`` has
@@ -28,6 +29,8 @@ from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
 from rapid_dist.diffusion.sampler import Solver
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import CheckpointError, ConfigError
+from rapid_dist.release.answers import FILE as ANSWERS
+from rapid_dist.release.answers import Answers
 from rapid_dist.release.checksums import verify_checksums, write_checksums
 from rapid_dist.release.needed import PUBLIC
 from rapid_dist.release.query import PublicHalf, QueryFacts
@@ -47,8 +50,9 @@ class BundleFacts:
     method: str
     class_names: tuple[str, ...]  # Empty for a generator without classes.
     schedule: ScheduleConfig
-    # Enter at the state of a reference that is drawn or asked for, or at pure noise.
-    source: Literal["prior", "query", "noise"]
+    # Enter at the state of a reference that is drawn or asked for, or at pure noise; "answers" is
+    # from noise as well, each sample from an answer of its class.
+    source: Literal["prior", "query", "noise", "answers"]
     from_step: int  # Where the private model begins: the split step, or the top for "noise".
     intervals: int
     solver: Solver = "dpmpp"
@@ -60,9 +64,10 @@ class BundleFacts:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.source not in ("prior", "query", "noise"):
+        if self.source not in ("prior", "query", "noise", "answers"):
             raise ConfigError(
-                f"A bundle samples from 'prior', 'query' or 'noise', got source={self.source!r}."
+                "A bundle samples from 'prior', 'query', 'noise' or 'answers', got "
+                f"source={self.source!r}."
             )
         if (self.source == "query") != (self.query is not None):
             raise ConfigError(
@@ -165,6 +170,7 @@ class Bundle:
     prior: TrajectoryPrior | None = None
     references: References | None = None
     public: PublicHalf | None = None
+    answers: Answers | None = None
 
     def __post_init__(self) -> None:
         if (self.facts.source == "query") != (self.public is not None):
@@ -186,8 +192,20 @@ class Bundle:
                     f"The prior knows {len(self.prior.cluster_of_entry)} entries, the references "
                     f"{num_entries}. Take both from one knowledge base."
                 )
+        if (self.facts.source == "answers") != (self.answers is not None):
+            raise ConfigError(
+                "Answers belong to a bundle exactly if its source is 'answers', got "
+                f"source={self.facts.source!r}."
+            )
         # Images without classes are one class to the network, and it has no name.
-        if max(1, len(self.facts.class_names)) != self.denoiser.num_classes:
+        named = max(1, len(self.facts.class_names))
+        if self.answers is not None:
+            if self.answers.num_classes != named or len(self.answers) != self.denoiser.num_classes:
+                raise ConfigError(
+                    f"{len(self.answers)} answers of {self.answers.num_classes} classes do not fit "
+                    f"a network of {self.denoiser.num_classes} rows and {named} class names."
+                )
+        elif named != self.denoiser.num_classes:
             raise ConfigError(
                 f"class_names has {len(self.facts.class_names)} names for "
                 f"{self.denoiser.num_classes} classes. Name every class once."
@@ -226,6 +244,8 @@ def write_bundle(bundle: Bundle, directory: Path) -> str:
         (directory / "references.npz").write_bytes(bundle.references.to_bytes())
     if bundle.public is not None:
         bundle.public.save(directory / PUBLIC)
+    if bundle.answers is not None:
+        (directory / ANSWERS).write_bytes(bundle.answers.to_bytes())
     return write_checksums(directory)
 
 
@@ -240,6 +260,9 @@ def open_bundle(directory: Path) -> Bundle:
     denoiser = load_denoiser(directory)
     if facts.source == "noise":
         return Bundle(facts=facts, denoiser=denoiser)
+    if facts.source == "answers":
+        answers = Answers.from_bytes((directory / ANSWERS).read_bytes())
+        return Bundle(facts=facts, denoiser=denoiser, answers=answers)
     if facts.query is not None:
         half = PublicHalf.load(directory / PUBLIC, facts.query)
         return Bundle(facts=facts, denoiser=denoiser, public=half)

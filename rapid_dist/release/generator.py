@@ -127,7 +127,9 @@ class Generator:
         state = torch.zeros(BLOCK_ROWS, *self._shape)
         state[rows] = self._entered(entries, seed, ids)
         row_labels = torch.zeros(BLOCK_ROWS, dtype=torch.int64)
-        row_labels[rows] = torch.from_numpy(labels)
+        answers = self._bundle.answers
+        told = labels if answers is None else answers.draw(labels, seed, ids)
+        row_labels[rows] = torch.from_numpy(told)
         facts = self._bundle.facts
         clean = sample(
             self._denoiser,

@@ -10,7 +10,7 @@ Shapes: E entries, Y classes, M clusters, n samples.
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -21,16 +21,34 @@ from rapid_dist.retrieval.jitter import JitterConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """How a noised histogram is read. Post-processing: none of it costs privacy."""
+    """How records vote, and how the noised histogram is read. None of it changes what it costs."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     threshold: float = 3.0  # Counts below this many noise stddevs count as none.
     jitter: JitterConfig = field(default_factory=JitterConfig)  # One variant a sample.
+    # What a record is compared with clusters by: the knowledge base's own features, pixels, the
+    # extractor h, or an activation of D_pub at the noise level of ``feature_step``.
+    features: Literal["knowledge_base", "pixels", "contrast", "denoiser"] = "knowledge_base"
+    feature_step: int = 300
+    # Of the second round of votes, where privacy.candidate_share pays for one:
+    candidates: int = 64  # Images of each class that are made to be voted for.
+    candidate_weight: float = (
+        0.5  # Of the second round in the refined prior; the first has the rest.
+    )
 
     def __post_init__(self) -> None:
         if self.threshold < 0:
             raise ConfigError(f"prior.threshold must not be negative, got {self.threshold}.")
+        if self.feature_step < 1 or self.candidates < 1:
+            raise ConfigError(
+                "prior.feature_step and prior.candidates must be at least 1, got "
+                f"{self.feature_step} and {self.candidates}."
+            )
+        if not 0 <= self.candidate_weight <= 1:
+            raise ConfigError(
+                f"prior.candidate_weight must be in [0, 1], got {self.candidate_weight}."
+            )
 
 
 def estimate(noised_histogram: np.ndarray, noise: float, config: PriorConfig) -> np.ndarray:
@@ -131,6 +149,36 @@ class TrajectoryPrior:
                 f"Labels must be in 0..{self.num_classes - 1} for this prior, got "
                 f"{labels.min()}..{labels.max()}. A prior is drawn for a given class only."
             )
+
+
+def refined(
+    prior: TrajectoryPrior, entries: np.ndarray, probabilities: np.ndarray, weight: float
+) -> TrajectoryPrior:
+    """Returns the prior in which entries that were voted for weigh more.
+
+    (1 - weight) of a class's mass stays where it was, to the last entry; ``weight`` of it goes to
+    the entries that its candidates were made from, by the candidates' probabilities. Each of those
+    entries is then a cluster of its own.
+
+    Args:
+      entries: int64 [Y, C], the entry that each candidate of a class was made from.
+      probabilities: float64 [Y, C], of the candidates; every row sums to 1.
+    """
+    chosen, place = np.unique(entries, return_inverse=True)
+    place = place.reshape(entries.shape)
+    old = prior.cluster_of_entry
+    num_clusters = prior.probabilities.shape[1]
+    sizes = np.bincount(old, minlength=num_clusters)
+    taken = np.bincount(old[chosen], minlength=num_clusters)
+    share = prior.probabilities / np.maximum(sizes, 1)  # Of one entry of each cluster.
+    voted = np.zeros((prior.num_classes, len(chosen)))
+    for label in range(prior.num_classes):
+        np.add.at(voted[label], place[label], probabilities[label])
+    stays = (1 - weight) * np.hstack([share * (sizes - taken), share[:, old[chosen]]])
+    stays[:, num_clusters:] += weight * voted
+    clusters = old.copy()
+    clusters[chosen] = num_clusters + np.arange(len(chosen))
+    return TrajectoryPrior(clusters, stays)
 
 
 def _uniforms(seed: int, ids: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from rapid_dist.runtime.progress import Progress
 from rapid_dist.runtime.tracking import TrackedRun
 from rapid_dist.storage import Storage, StorageMissing
 
-PRIVATE_STAGES = ("contamination", "prior", "train", "evaluate")
+PRIVATE_STAGES = ("contamination", "prior", "candidates", "answers", "train", "evaluate")
 HOW_FAR = ("step", "steps", "rows")  # What a private stage may report.
 FLUSH_SEC = 20.0
 MOST_POINTS = 500  # That are kept of one stage; a curve needs no more.

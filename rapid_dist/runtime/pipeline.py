@@ -41,7 +41,16 @@ from rapid_dist.storage import open_storage, require_reachable
 COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain", "contrast"),
     "index": ("index",),
-    "train": ("initial", "contamination", "prior", "adapt", "train"),
+    "train": (
+        "initial",
+        "contamination",
+        "prior",
+        "adapt",
+        "candidates",
+        "train",
+        "condition",
+        "answers",
+    ),
     "generate": ("generate",),
     "evaluate": ("evaluate",),
 }

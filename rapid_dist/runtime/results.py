@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str, Any]:
     """Returns the summary's ``privacy``: epsilon from the ledger, constants from the plan."""
-    mechanism = plan.dp_sgd
+    mechanism = plan.stepped
     return {
         "epsilon": claim.spent.reported,
         "delta": claim.budget.delta,
@@ -77,10 +77,15 @@ def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str
         "expected_batch": mechanism.expected_batch if mechanism else None,
         "noise_multiplier": mechanism.noise_multiplier if mechanism else None,
         "prior_noise_multiplier": plan.prior.noise_multiplier if plan.prior else None,
+        "candidates_noise_multiplier": plan.candidates.noise_multiplier
+        if plan.candidates
+        else None,
         "contamination_noise_multiplier": (
             plan.contamination.noise_multiplier if plan.contamination else None
         ),
-        "max_grad_norm": recipe.privacy.max_grad_norm,
+        # An answer's sum has a sensitivity of its own, and is divided by k.
+        "max_grad_norm": None if plan.retrieval else recipe.privacy.max_grad_norm,
+        **({"neighbors": plan.retrieval.neighbors} if plan.retrieval else {}),
         "run": claim.run,
         "ledger_head": claim.ledger_head,
         "dataset_epsilon": claim.dataset_spent.reported,

@@ -1,0 +1,272 @@
+"""DP-RDM: generation from a private index, without private training (Lebensold et al., 2024).
+
+A generator that is told embeddings learns on public data what noised neighbours look like. The
+private records are an index: a fixed number of public questions is put to each class, and each
+answer, the noised mean embedding of the nearest records in a secret sample, is charged before it
+exists. All images are made from those answers.
+
+    pretrain   D_pub on the pretrain split                                public
+    contrast   the extractor h, whose features are the embeddings         public
+    contamination  private images among the public ones                   internal, or charged
+    condition  D_pub goes on, told noised means of public neighbours      public
+    answers    every round of questions to the private index              charged a round
+    generate   from pure noise, each sample told an answer of its class   post-processing
+    evaluate   against private records                                    internal
+
+Where this differs from the paper: embeddings are those of h and not MetaCLIP's, questions are
+public images and not prompts, and a round puts one question to each class at the price of one,
+because a record is in one class (``RetrievalConfig`` has the proof). Their released code counts no
+query; here all are fixed in the plan, and the next one is refused.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from rapid_dist.collective import Collective
+from rapid_dist.data.sources import load_private
+from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.diffusion.conditioned import (
+    EmbeddingDenoiser,
+    load_conditioned,
+    save_conditioned,
+)
+from rapid_dist.errors import BudgetError, ConfigError
+from rapid_dist.methods import (
+    artifacts,
+    contamination_stage,
+    evaluation_stage,
+    private_stages,
+    public_stages,
+    sampling_stages,
+)
+from rapid_dist.methods.context import Promise, Report, RunContext, Stage
+from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.privacy.accounting import PrivacyPlan, plan_retrieval
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.mechanism import RetrievalConfig
+from rapid_dist.private.index import PrivateIndex
+from rapid_dist.public.conditional import conditioned_rows, neighbor_means, public_questions
+from rapid_dist.public.fit import fit_denoiser
+from rapid_dist.release.answers import FILE, Answers
+from rapid_dist.release.bundle import Bundle
+from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.storage import Storage, open_storage
+
+NEVER_RELEASED = ""
+ANSWERS = "answers"
+_ROWS_AT_ONCE = 1024  # Images between two reports of progress.
+
+
+def promise(settings: MethodSettings) -> Promise:
+    """Everything private goes through the charged rounds."""
+    return "charged"
+
+
+def check(settings: MethodSettings) -> None:
+    """Refuses settings that would not be DP-RDM.
+
+    Raises:
+      ConfigError: a setting asks for a prior, or for another start of a sample.
+    """
+    for name, value, wanted in (
+        ("sampling.source", settings.sampling.source, "noise"),
+        ("privacy.prior_share", settings.privacy.prior_share, 0.0),
+        ("privacy.prior_noise", settings.privacy.prior_noise, None),
+    ):
+        if value != wanted:
+            raise ConfigError(
+                f"Method dp_rdm spends its budget on answers of a private index: {name} must be "
+                f"{wanted!r}, got {value!r}. Give --set method=dp_rdm, which sets it."
+            )
+
+
+def plan_of(settings: MethodSettings) -> PrivacyPlan:
+    """Returns the plan: so many rounds, fixed here, at the noise that the budget asks for."""
+    index, private = settings.private_index, settings.private
+    return plan_retrieval(
+        settings.privacy,
+        private.num_groups or private.num_records,
+        sample_rate=index.sample_rate,
+        rounds=index.rounds,
+        neighbors=index.neighbors,
+    )
+
+
+def mechanism_of(settings: MethodSettings) -> RetrievalConfig:
+    """Returns the constants of a round."""
+    mechanism = plan_of(settings).retrieval
+    assert mechanism is not None, "It is what the plan is for."
+    return mechanism
+
+
+def conditioned_name(settings: MethodSettings) -> str:
+    """Returns the folder of the generator in the public store.
+
+    It is trained for one noise of the answers, so for one budget and number of rounds.
+    """
+    noise = f"{mechanism_of(settings).answer_stddev:.4g}"
+    identity = artifacts.fingerprint(
+        artifacts.extractor_name(settings),
+        settings.conditional,
+        settings.private_index.neighbors,
+        noise,
+        settings.seed,
+    )
+    return f"conditioned-{identity}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionTask:
+    """Trains the generator on public images and their public neighbours."""
+
+    settings: MethodSettings
+    public_uri: str
+    device: str = "cpu"
+
+    def __call__(self, collective: Collective, report: Report) -> None:
+        settings, public = self.settings, open_storage(self.public_uri)
+        images, _ = artifacts.load_plain_split(settings)
+        embeddings = public_stages.open_extractor(settings, self.public_uri)(images.images)
+        place = public.child(artifacts.pretrain_name(settings))
+        denoiser = EmbeddingDenoiser.begun_from(
+            artifacts.get_denoiser(place.uri), embeddings.shape[1], seed=settings.seed
+        ).to(self.device)
+        name = conditioned_name(settings)
+        fit_denoiser(
+            denoiser,
+            conditioned_rows(
+                images,
+                neighbor_means(embeddings, settings.private_index.neighbors),
+                mechanism_of(settings).answer_stddev,
+                settings.schedule,
+                denoiser,
+            ),
+            settings.conditional,
+            seed=settings.seed,
+            collective=collective,
+            checkpoints=Checkpoints(public.child(f"checkpoints/{name}")),
+            on_step=report,
+        )
+        if collective.rank == 0:
+            artifacts.put_folder(
+                public.child(name), lambda folder: save_conditioned(denoiser, folder)
+            )
+
+
+def run_condition(context: RunContext) -> None:
+    """Trains the generator, once for all runs with the same public stages and noise."""
+    settings = context.settings
+    if artifacts.is_done(context.public.child(conditioned_name(settings))):
+        return
+    task = ConditionTask(settings=settings, public_uri=context.public.uri, device=context.device)
+    workers, count = context.backend.workers, context.backend.num_workers
+    workers.run(task, name="condition", num_workers=count, private=False)
+
+
+def run_contamination(context: RunContext) -> None:
+    """Looks for private images among the public ones; there is no index to be made again."""
+    contamination_stage.run_contamination(
+        context, remade=(public_stages.run_pretrain, public_stages.run_contrast)
+    )
+
+
+def run_answers(context: RunContext) -> None:
+    """Puts every round of questions that has no answer yet; each is charged, then answered, once.
+
+    An answer that was stored is never asked for again. One that a crash has lost after its charge
+    is charged again, out of privacy.reserve_steps.
+
+    Raises:
+      BudgetError: the budget does not pay for the rounds that are left.
+    """
+    mechanism = context.plan.retrieval
+    assert mechanism is not None, "The method's plan has rounds."
+    storage = context.out.child(ANSWERS)
+    if artifacts.is_done(storage):
+        return
+    waiting = [step for step in range(mechanism.steps) if not storage.exists(_round(step))]
+    if waiting:
+        _ask(context, mechanism, storage, waiting)
+    answers = np.stack([_answer(storage, step) for step in range(mechanism.steps)])
+    rounds, classes, dim = answers.shape
+    labels = np.tile(np.arange(classes, dtype=np.int64), rounds)
+    whole = Answers(embeddings=answers.reshape(rounds * classes, dim), labels=labels)
+    storage.write(FILE, whole.to_bytes())
+    artifacts.mark_done(storage)
+
+
+def _ask(
+    context: RunContext, mechanism: RetrievalConfig, storage: Storage, waiting: list[int]
+) -> None:
+    settings = context.settings
+    classes = private_stages.num_classes(settings)
+    features_of = public_stages.open_extractor(settings, context.public.uri)
+    _, references = artifacts.load_plain_split(settings)
+    questions = public_questions(references, features_of, mechanism.steps, classes, settings.seed)
+    images, _ = load_private(settings.private, settings.data_root)
+    parts, count = [], settings.private.num_records
+    for start in range(0, count, _ROWS_AT_ONCE):
+        parts.append(features_of(images.images[start : start + _ROWS_AT_ONCE]))
+        context.report("answers index", {"step": min(count, start + _ROWS_AT_ONCE), "steps": count})
+    keeper = context.backend.keeper()
+    attempt = keeper.begin_attempt()
+    if attempt.affordable_steps < len(waiting):
+        raise BudgetError(
+            f"The budget pays for {attempt.affordable_steps} more rounds, the run has "
+            f"{len(waiting)} left. Plan with privacy.reserve_steps to pay for repeats."
+        )
+    index = PrivateIndex(
+        images,
+        np.concatenate(parts),
+        mechanism,
+        num_classes=classes,
+        key=SecretKey.generate(),
+        attempt=attempt.number,
+        charge=lambda step: keeper.charge(step, attempt.number),
+    )
+    for step in waiting:
+        found = index.answer(step, questions[step])
+        storage.write(_round(step), pack_arrays({"answers": found}))
+        context.report("answers", {"step": step + 1, "steps": mechanism.steps})
+
+
+def _round(step: int) -> str:
+    return f"round-{step:06d}.npz"
+
+
+def _answer(storage: Storage, step: int) -> np.ndarray:
+    return unpack_arrays(storage.read(_round(step)), _round(step))["answers"]
+
+
+def run_generate(context: RunContext) -> None:
+    """Writes the bundle, with a row for each answer, and draws from it."""
+    sampling_stages.release_and_draw(context, partial(_bundle, context))
+
+
+def _bundle(context: RunContext) -> Bundle:
+    settings = context.settings
+    answers = Answers.from_bytes(context.out.child(ANSWERS).read(FILE))
+    place = context.public.child(conditioned_name(settings))
+    conditioned = artifacts.with_folder(place, load_conditioned)
+    facts = sampling_stages.bundle_facts(settings, "noise", context.privacy(), context.versions)
+    return Bundle(
+        facts=replace(facts, source="answers"),
+        denoiser=conditioned.for_embeddings(torch.from_numpy(answers.embeddings)),
+        answers=answers,
+    )
+
+
+def stages(settings: MethodSettings) -> tuple[Stage, ...]:
+    """Returns the stages in order."""
+    return (
+        Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),
+        Stage(name="contrast", run=public_stages.run_contrast, artifact=artifacts.extractor_name),
+        Stage(name="contamination", run=run_contamination),
+        Stage(name="condition", run=run_condition, artifact=conditioned_name),
+        Stage(name="answers", run=run_answers),
+        Stage(name="generate", run=run_generate),
+        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
+    )
