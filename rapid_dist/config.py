@@ -78,6 +78,12 @@ class RuntimeConfig(_Node):
     search_gpus: float = Field(default=0.0, ge=0)  # Of a searching actor; needs faiss-gpu there.
     actor_resources: dict[str, float] = {}  # Of a node that may hold searching and building actors.
     actor_labels: dict[str, str] = {}
+    # Of nodes for one kind of process, as in `ray start --labels`; empty = any node for training,
+    # actor_labels for the other two.
+    worker_labels: dict[str, str] = {}
+    trajectory_labels: dict[str, str] = {}
+    search_labels: dict[str, str] = {}
+    scale_minutes: float = Field(default=0, ge=0)  # To wait for nodes that an autoscaler adds.
     threads_per_worker: int = Field(default=1, ge=1)
     # Training and sampling; auto = CUDA where every worker can have a device. Draws, noise and keys
     # are made on the CPU either way, and the knowledge base is built there.

@@ -20,6 +20,8 @@ from rapid_dist.cli.generate import add_generate
 from rapid_dist.cli.ledger import add_ledger
 from rapid_dist.cli.release import add_release
 from rapid_dist.cli.stages import add_stages
+from rapid_dist.cli.status import add_status
+from rapid_dist.cli.submit import add_submit
 from rapid_dist.cli.sweep import add_sweep
 from rapid_dist.errors import ConfigError, RapidError
 
@@ -76,6 +78,8 @@ def build_app() -> typer.Typer:
     add_generate(app)
     add_gallery(app)
     add_sweep(app)
+    add_submit(app)
+    add_status(app)
     add_audit(app)
     add_ledger(app)
     add_release(app)

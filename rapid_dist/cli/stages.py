@@ -129,5 +129,7 @@ def print_prepared(prepared: "Prepared", as_json: bool) -> None:
     print(f"stages     {', '.join(described['stages'])}")
     for name, value in {**described["resources"], **described["places"]}.items():
         print(f"{name:<10} {value}")
+    for name, line in described["placement"].items():
+        print(f"place      {name}: {line}")
     if as_json:
         print(json.dumps(described))

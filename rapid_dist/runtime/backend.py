@@ -4,7 +4,7 @@ Both give the same result. Neither holds anything of a run but the actors it has
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rapid_dist.config import RuntimeConfig
 from rapid_dist.diffusion.compute import device_named
@@ -18,7 +18,9 @@ from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.manifest import Manifest, ShardRecord
 from rapid_dist.runtime.cluster import Needs, cluster_resources
 from rapid_dist.runtime.keeper_client import keep_beside_driver
-from rapid_dist.runtime.placement import ActorPlacement, choose_search
+from rapid_dist.runtime.metrics import RayMeter, StageMeter
+from rapid_dist.runtime.placement import choose_search
+from rapid_dist.runtime.placement_roles import actor_place, phases
 from rapid_dist.runtime.search_pool import SearchPool
 from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers
 from rapid_dist.runtime.trajectory_pool import TrajectoryPool
@@ -26,9 +28,6 @@ from rapid_dist.storage import Storage
 
 OnReport = Callable[[str, dict[str, float]], None]  # (stage, its figures)
 OnNote = Callable[[str], None]  # A line for whoever looks on.
-
-
-SEARCH_CPUS = 0.5  # Of a searching actor: it waits more than it searches.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +126,14 @@ class RayBackend:
         on_report: OnReport,
         on_note: OnNote = lambda line: None,
     ) -> None:
-        self.device = device_on_cluster(runtime, cluster_resources())
+        self.device = device_on_cluster(runtime, cluster_resources(runtime.worker_labels))
         self._training = RayWorkers(
             threads=runtime.threads_per_worker,
             device=self.device,
             max_failures=runtime.max_failures,
             on_report=on_report,
+            labels=runtime.worker_labels,
+            run=make_keeper.run,
         )
         self.workers: Workers = self._training
         self.num_workers = runtime.workers
@@ -141,15 +142,15 @@ class RayBackend:
         self._on_report = on_report
         self._on_note = on_note
         self._pools: list[SearchPool] = []
+        self._meter = StageMeter(meter=RayMeter(make_keeper.run))
 
     def keeper(self) -> Keeper:
         return keep_beside_driver(self._make_keeper)
 
     def build_shards(self, plans: Sequence[ShardPlan], task: ShardTask) -> list[ShardRecord]:
         self._training.release()  # Builders may need the CPUs that trainers held.
-        pool = TrajectoryPool(
-            task, num_actors=self._runtime.trajectory_actors, place=self._place(num_cpus=1.0)
-        )
+        ((builder,),) = phases(self._runtime)[1:2]
+        pool = TrajectoryPool(task, num_actors=builder.count, place=actor_place(builder))
         return pool.build(
             plans, lambda done, total: self._on_report("index", {"step": done, "steps": total})
         )
@@ -165,21 +166,17 @@ class RayBackend:
 
     def _pool(self, storage: Storage, *, private: bool) -> SearchPool:
         self._training.release()  # For the same reason: a searcher without a place waits for ever.
+        ((searcher,),) = phases(self._runtime)[2:]
         pool = SearchPool(
             storage.uri,
             num_actors=self._runtime.search_actors,
             replicas=self._runtime.search_replicas,
-            place=replace(self._place(num_cpus=SEARCH_CPUS), num_gpus=self._runtime.search_gpus),
+            place=actor_place(searcher),
             private=private,
+            observe=None if private else self._meter.on_search,
         )
         self._pools.append(pool)
         return pool
-
-    def _place(self, num_cpus: float) -> ActorPlacement:
-        runtime = self._runtime
-        return ActorPlacement(
-            num_cpus=num_cpus, resources=runtime.actor_resources, labels=runtime.actor_labels
-        )
 
     def close(self) -> None:
         """Ends workers and searchers; everything else ends by itself."""

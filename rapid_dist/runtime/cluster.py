@@ -11,13 +11,18 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.autoscaler.sdk import request_resources
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.runtime.placement_roles import Phase, bundles, misfit
 from rapid_dist.runtime.ray_address import check_answers
 
 ENVIRONMENT = {
@@ -26,6 +31,10 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Train would move its workers to a folder it throws away.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# On a cluster that is joined, a node that is lost may be replaced by a machine that has to start
+# first. Train waits a minute for it, three times, and then fails the stage.
+PATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
+_SCALE_LOOK_SEC = 5.0
 _TOKEN_SETTINGS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -66,12 +75,22 @@ def shortage(needs: Needs, resources: Mapping[str, float]) -> str | None:
 
 
 @contextlib.contextmanager
-def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
-    """Holds a connection to a cluster that satisfies ``needs``.
+def session(
+    needs: Needs,
+    *,
+    debug: bool = False,
+    roles: Sequence[Phase] = (),
+    scale_minutes: float = 0.0,
+) -> Iterator[None]:
+    """Holds a connection to a cluster that satisfies ``needs``, and has room for ``roles``.
 
     With RAY_ADDRESS set (as it is inside a Ray job) that cluster is joined. Otherwise one is
     started here and stopped at the end; its CPUs are logical, so two workers run on one core as
     well, only slower. A caller that is connected already keeps its connection.
+
+    Args:
+      roles: processes that have to find a place on single nodes, phase after phase.
+      scale_minutes: how long an autoscaler may take to bring nodes that are lacking.
     """
     if ray.is_initialized():
         _refuse_shortage(needs)
@@ -104,14 +123,56 @@ def session(needs: Needs, *, debug: bool = False) -> Iterator[None]:
                 _temp_dir=folder,
             )
         undo.callback(ray.shutdown)
+        joined = address not in ("", "local")
+        if joined and scale_minutes:
+            undo.enter_context(scaled(roles, minutes=scale_minutes))
         _refuse_shortage(needs)
+        lacking = (
+            misfit(roles, nodes()) if joined else None
+        )  # Our own has one node, and is counted.
+        if lacking:
+            raise ConfigError(lacking)
         yield
 
 
-def cluster_resources() -> dict[str, float]:
-    """Returns what all nodes have together, by Ray's names."""
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+def nodes() -> list[dict[str, Any]]:
+    """Returns the nodes of the cluster, dead ones among them."""
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return found
+
+
+def cluster_resources(labels: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Returns what all living nodes with these labels have together, by Ray's names."""
+    total: dict[str, float] = defaultdict(float)
+    for node in nodes():
+        own = node.get("Labels") or {}
+        if node["Alive"] and all(own.get(name) == one for name, one in (labels or {}).items()):
+            for name, amount in node["Resources"].items():
+                total[name] += amount
+    return dict(total)
+
+
+@contextlib.contextmanager
+def scaled(
+    roles: Sequence[Phase],
+    *,
+    minutes: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[None]:
+    """Asks the cluster's autoscaler for nodes that ``roles`` lack, and keeps them meanwhile.
+
+    Returns when there is room, or when the time is over: what is lacking then, the caller says.
+    """
+    wanted, labels = bundles(roles)
+    request_resources(bundles=wanted, bundle_label_selectors=labels)
+    try:
+        give_up = clock() + 60 * minutes
+        while misfit(roles, nodes()) and clock() < give_up:
+            sleep(_SCALE_LOOK_SEC)
+        yield
+    finally:
+        request_resources(bundles=[])  # Or the nodes would stay after the run, and be paid for.
 
 
 def _refuse_shortage(needs: Needs) -> None:
@@ -121,7 +182,7 @@ def _refuse_shortage(needs: Needs) -> None:
 
 
 def _prepare_environment(*, local: bool) -> None:
-    for name, value in ENVIRONMENT.items():
+    for name, value in (ENVIRONMENT if local else ENVIRONMENT | PATIENT).items():
         os.environ.setdefault(name, value)
     if "RAY_AUTH_MODE" not in os.environ:
         if local:  # A token in the environment reaches our own processes and no file.

@@ -31,11 +31,14 @@ class Figures:
         *,
         debug: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[str, dict[str, float]], None] | None = None,
     ) -> None:
+        """Args: ``observe`` is told of every report what may leave its stage."""
         self._storage = storage
         self._progress = progress
         self._debug = debug
         self._clock = clock
+        self._observe = observe
         self._lines = _read_lines(storage)
         self._run: TrackedRun | None = None
         self._series: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -57,6 +60,8 @@ class Figures:
             figures = {name: value for name, value in figures.items() if name in HOW_FAR}
         step, steps = int(figures["step"]), int(figures["steps"])
         self._progress.update(stage, step, steps)
+        if self._observe is not None:
+            self._observe(stage, figures)
         if step % max(1, steps // MOST_POINTS) == 0 or step == steps:
             self._lines.append(json.dumps({"stage": stage, **figures}))
             for name, value in figures.items():

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rapid_dist.config import Recipe, method_settings, to_tree
+from rapid_dist.config import Recipe, method_settings, recipe_hash, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
@@ -29,10 +29,14 @@ from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.lineage import lineage_of
 from rapid_dist.runtime.lock import locked
+from rapid_dist.runtime.metrics import EpsilonWatch, Meter, RayMeter, StageMeter
+from rapid_dist.runtime.metrics_log import JsonProgress, wants_json
+from rapid_dist.runtime.placement_roles import phases, placement_told
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_lineage, record_results
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 from rapid_dist.runtime.signals import stop_on_sigterm
+from rapid_dist.runtime.submit_metadata import note_in_job
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 from rapid_dist.runtime.tracking_place import internal_place, tracking_place
 from rapid_dist.storage import open_storage, require_reachable
@@ -75,6 +79,7 @@ class Prepared:
             "places": asdict(self.places),
             "stages": [stage.name for stage in self.stages],
             "resources": {"backend": self.recipe.runtime.backend, **asdict(asked)},
+            "placement": placement_told(self.recipe.runtime),
         }
 
 
@@ -135,8 +140,18 @@ def _run(
     place = tracking_place(uri, prepared.places.out)
     with ExitStack() as open_things:
         if recipe.runtime.backend == "ray":
-            open_things.enter_context(session(needs(recipe.runtime), debug=recipe.runtime.debug))
-        progress = open_things.enter_context(progress or Progress())
+            runtime = recipe.runtime
+            open_things.enter_context(
+                session(
+                    needs(runtime),
+                    debug=runtime.debug,
+                    roles=phases(runtime),
+                    scale_minutes=runtime.scale_minutes,
+                )
+            )
+            note_in_job({"run": directory.run, "recipe_hash": recipe_hash(recipe)})
+        logs = JsonProgress(directory.run) if wants_json() else Progress()
+        progress = open_things.enter_context(progress or logs)
         open_things.enter_context(stop_on_sigterm())  # After Ray, which would exit at once.
         tracker = Tracker(place, recipe.tracking.experiment)
         tracked = open_things.enter_context(
@@ -145,7 +160,12 @@ def _run(
             )
         )
         tracked.log_params({**to_tree(recipe), "plan": asdict(prepared.plan)})
-        figures = Figures(directory.storage, progress, debug=recipe.runtime.debug)
+        observe = None
+        if recipe.runtime.backend == "ray":
+            meter = RayMeter(directory.run)
+            observe = StageMeter(meter=meter).on_report
+            open_things.enter_context(_epsilon_watch(prepared, directory, meter))
+        figures = Figures(directory.storage, progress, debug=recipe.runtime.debug, observe=observe)
         context = replace(_context(prepared, directory, figures, open_things), engine=engine)
         for stage in chosen:
             if stage not in waiting:
@@ -167,6 +187,16 @@ def _run(
     # internal (P13).
     directory.write_json("summary.json", summary, private=True)
     return summary
+
+
+def _epsilon_watch(prepared: Prepared, directory: RunDirectory, meter: Meter) -> EpsilonWatch:
+    where, recipe = prepared.places.ledger, prepared.recipe
+    return EpsilonWatch(
+        meter,
+        lambda: Ledger.open(where, recipe.data.private.name),
+        directory.run,
+        recipe.privacy.delta,
+    )
 
 
 def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirectory) -> None:

@@ -67,12 +67,17 @@ def lacks(
     for name, amount in wanted.items():
         most = max(node["Resources"].get(name, 0.0) for node in labelled)
         if most < amount:
+            asked, there = _amount(amount, name), _amount(most, name)
             return (
-                f"One actor needs {amount:g} {name}, a node has {most:g} at most. "
+                f"One actor needs {asked}, a node has {there} at most. "
                 "Lower the request or add nodes."
             )
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount)
+    asked = ", ".join(_amount(amount, name) for name, amount in wanted.items() if amount)
     return f"One actor needs {asked} on one node, and none has all. Lower the request."
+
+
+def _amount(amount: float, name: str) -> str:
+    return f"{amount / 2**30:.3g} GB of memory" if name == "memory" else f"{amount:g} {name}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ queries, unless it is ``private``: then queries and answers travel inside the ca
 pieces too small for Ray to put them anywhere, and are gone with the call (P9).
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -82,6 +83,7 @@ class SearchPool:
         place: ActorPlacement | None = None,
         max_restarts: int = 16,
         private: bool = False,
+        observe: Callable[[float, int], None] | None = None,
     ) -> None:
         """Starts the actors and waits until every one has opened its shards.
 
@@ -91,7 +93,12 @@ class SearchPool:
           place: what each actor needs of its node; FAISS uses as many threads as CPUs.
           max_restarts: deaths that each actor survives, and tries of each call.
           private: whether queries and answers must not touch Ray's object store.
+          observe: is told of every piece how many seconds its answer took, and how many pieces
+            wait. Not of private queries: how long one takes is theirs (P9).
         """
+        if private and observe is not None:
+            raise ConfigError("Private queries are not observed. Leave out observe.")
+        self._observe = observe
         if num_actors < 1 or replicas < 1:
             raise ConfigError(
                 f"num_actors and replicas must be at least 1, got {num_actors} and {replicas}."
@@ -213,15 +220,15 @@ class SearchPool:
     ) -> Iterator[tuple[slice, list[Any]]]:
         """Yields every piece with the answers of one whole replica, a few pieces in flight."""
         waiting = deque(pieces)
-        running: deque[tuple[slice, list[Any], list[Any]]] = deque()
+        running: deque[tuple[slice, list[Any], list[Any], float]] = deque()
         while waiting or running:
             assert self._groups, "the pool is closed"
             while waiting and len(running) < _IN_FLIGHT * len(self._groups):
                 group = self._groups[self._turn % len(self._groups)]
                 self._turn += 1
                 rows = waiting.popleft()
-                running.append((rows, group, ask(group, rows)))
-            rows, group, refs = running.popleft()
+                running.append((rows, group, ask(group, rows), time.monotonic()))
+            rows, group, refs, asked = running.popleft()
             try:
                 found = self._fetched(refs)
             except RayActorError as error:
@@ -233,6 +240,8 @@ class SearchPool:
                     raise ShardError(self._died()) from error
                 waiting.appendleft(rows)  # Another replica answers the same.
                 continue
+            if self._observe is not None:
+                self._observe(time.monotonic() - asked, len(waiting) + len(running))
             yield rows, found
 
     @staticmethod

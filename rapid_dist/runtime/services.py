@@ -3,10 +3,11 @@
     python -m rapid_dist.runtime.services            # until Ctrl-C
     python -m rapid_dist.runtime.services --stop     # from another shell
 
-Both servers listen on localhost alone, on ports that were free, and ask for no password. The S3
-server is moto's, which keeps objects in memory; they are copied to the folder while it runs and put
-back at the next start, so that a stack goes on where it was stopped. For anything but trying out,
-docs/operations.md says how to use a real bucket and a server with authentication.
+Both servers listen on localhost alone (unless --host says where), on ports that were free, and ask
+for no password. The S3 server is moto's, which keeps objects in memory; they are copied to the
+folder while it runs and put back at the next start, so that a stack goes on where it was stopped.
+For anything but trying out, docs/operations.md says how to use a real bucket and a server with
+authentication.
 """
 
 import argparse
@@ -71,8 +72,13 @@ class Services:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *, mirror_sec: float = MIRROR_SEC) -> Iterator[Services]:
+def running(
+    folder: Path, *, mirror_sec: float = MIRROR_SEC, host: str = "127.0.0.1"
+) -> Iterator[Services]:
     """Holds a stack whose data lies in ``folder``; servers that a killed process left are ended.
+
+    Args:
+      host: this machine's address to listen to; another than localhost for a test's own network.
 
     Raises:
       ConfigError: a stack of this folder runs already.
@@ -89,8 +95,8 @@ def running(folder: Path, *, mirror_sec: float = MIRROR_SEC) -> Iterator[Service
     _end_servers(before)
     with contextlib.ExitStack() as undo:
         undo.callback((folder / STATE).unlink, missing_ok=True)
-        ports = _free_ports(2)
-        s3_endpoint, tracking_uri = (f"http://127.0.0.1:{port}" for port in ports)
+        ports = _free_ports(2, host)
+        s3_endpoint, tracking_uri = (f"http://{host}:{port}" for port in ports)
         pids: dict[str, int] = {}
         services = Services(
             tracking_uri=tracking_uri,
@@ -102,9 +108,9 @@ def running(folder: Path, *, mirror_sec: float = MIRROR_SEC) -> Iterator[Service
         environment = {**os.environ, **_SERVERS_OWN, **services.environment}
         environment["MLFLOW_S3_ENDPOINT_URL"] = s3_endpoint
         commands = {
-            "s3": ["moto.server", "-H", "127.0.0.1", "-p", str(ports[0])],
+            "s3": ["moto.server", "-H", host, "-p", str(ports[0])],
             "mlflow": [
-                *("mlflow", "server", "--host", "127.0.0.1", "--port", str(ports[1])),
+                *("mlflow", "server", "--host", host, "--port", str(ports[1])),
                 *("--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"),
                 *("--artifacts-destination", "s3://mlflow", "--workers", "1"),
             ],
@@ -206,11 +212,11 @@ _SERVERS_OWN = {
 }
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(count: int, host: str) -> list[int]:
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind((host, 0))
         return [int(one.getsockname()[1]) for one in sockets]
 
 
@@ -269,21 +275,26 @@ def main() -> int:
     """Runs a stack until it is told to stop."""
     parser = argparse.ArgumentParser(prog="services", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("services"), help="of its data")
+    parser.add_argument("--host", default="127.0.0.1", help="to listen to; asks for no password")
     parser.add_argument("--stop", action="store_true", help="end the stack of that folder")
     asked = parser.parse_args()
     if asked.stop:
         print("stopped" if stop(asked.folder) else f"nothing runs in {asked.folder}")
         return 0
     try:
-        _hold(asked.folder)
+        _hold(asked.folder, asked.host)
     except RapidError as error:
         print(f"services: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 
 
-def _hold(folder: Path) -> None:
-    with contextlib.suppress(KeyboardInterrupt), stop_on_sigterm(), running(folder) as found:
+def _hold(folder: Path, host: str) -> None:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        stop_on_sigterm(),
+        running(folder, host=host) as found,
+    ):
         print(f"MLflow   {found.tracking_uri}")
         print(f"S3       {found.s3_endpoint}, buckets {', '.join(BUCKETS)}")
         print(f"data     {found.folder}")

@@ -9,7 +9,7 @@ What a loop reports goes to a mailbox on the driver's node, from rank 0, without
 is no barrier, so no loop can hang because one rank had nothing to say. Reports are public (P9).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -49,11 +49,15 @@ class RayWorkers:
         max_failures: int,
         on_report: Callable[[str, dict[str, float]], None],
         device: str = "cpu",
+        labels: Mapping[str, str] | None = None,
+        run: str = "",
     ) -> None:
         self._threads = threads
         self._use_gpu = device == "cuda"
         self._max_failures = max_failures
         self._on_report = on_report
+        self._labels = labels
+        self._run_name = run  # For the workers' logs.
         self._group: WorkerGroup | None = None
 
     def run(self, task: Task, *, name: str, num_workers: int, private: bool = True) -> None:
@@ -72,6 +76,8 @@ class RayWorkers:
                 threads=self._threads,
                 use_gpu=self._use_gpu,
                 max_failures=self._max_failures,
+                labels=self._labels,
+                run=self._run_name,
             )
 
         def report(figures: dict[str, float], part: str) -> None:

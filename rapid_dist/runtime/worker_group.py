@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,7 @@ from rapid_dist.collective import TorchCollective
 from rapid_dist.errors import RapidError
 from rapid_dist.methods.context import Task
 from rapid_dist.runtime.beside_driver import Mailbox, place_beside_driver
+from rapid_dist.runtime.metrics_log import event, wants_json
 
 POLL_SEC = 0.25
 ROLL_SEC = 10.0  # For all workers to ask for a task, as each does every POLL_SEC.
@@ -38,7 +39,23 @@ CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowher
 class WorkerGroup:
     """A trainer that lasts until the group is closed, or has failed once too often."""
 
-    def __init__(self, *, num_workers: int, threads: int, use_gpu: bool, max_failures: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_workers: int,
+        threads: int,
+        use_gpu: bool,
+        max_failures: int,
+        labels: Mapping[str, str] | None = None,
+        run: str = "",
+    ) -> None:
+        """Starts it.
+
+        Args:
+          labels: of nodes that may hold a worker; all nodes by default.
+          run: what the workers' logs are of.
+        """
+        self._run_name = run
         self._num_workers = num_workers
         self._mailbox = place_beside_driver(Mailbox, num_workers)
         # Train's own records, of no use to us: a fresh name each time, so that Train never
@@ -48,13 +65,14 @@ class WorkerGroup:
         self._remove_records = weakref.finalize(self, shutil.rmtree, records, ignore_errors=True)
         gpus = {"GPU": 1} if use_gpu else {}
         self._trainer = TorchTrainer(
-            _served(self._mailbox, threads),
+            _served(self._mailbox, threads, wants_json()),
             # Bytes go by Gloo either way; a sum goes by where its vector is.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=use_gpu,  # Train then makes each worker's device its default.
                 resources_per_worker={"CPU": threads, **gpus},
+                label_selector=dict(labels) if labels else None,
             ),
             run_config=RunConfig(
                 name=f"workers-{uuid.uuid4().hex}",
@@ -103,7 +121,7 @@ class WorkerGroup:
         """Returns when every worker has done the task; hands on what they report."""
         given = ray.put(task)  # In a list below, or Ray would open it for the mailbox.
         self._is_idle = False
-        ray.get(self._mailbox.give.remote([given]))
+        ray.get(self._mailbox.give.remote([given, self._run_name, name]))
         while True:
             self._thread.join(POLL_SEC)
             is_over = not self._thread.is_alive()  # Asked first: no last report is missed.
@@ -136,13 +154,13 @@ class WorkerGroup:
             self._remove_records()
 
 
-def _served(mailbox: Any, threads: int) -> Callable[[], None]:
+def _served(mailbox: Any, threads: int, logs: bool) -> Callable[[], None]:
     """Returns what Ray Train runs on every worker."""
 
     def serve() -> None:
         torch.set_num_threads(threads)
         with suppress(_GoneError):
-            _Server(mailbox).serve()
+            _Server(mailbox, logs).serve()
 
     return serve
 
@@ -162,8 +180,9 @@ def _asked(reference: Any) -> Any:
 class _Server:
     """One worker of a group, from a start of it to its end."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, logs: bool) -> None:
         self._mailbox = mailbox
+        self._logs = logs
         self._collective = TorchCollective()
         self._start = self._known_to_all(self._begin() if self._collective.rank == 0 else 0)
 
@@ -186,11 +205,19 @@ class _Server:
                 time.sleep(POLL_SEC)
                 continue
             done, given = order
-            self._do(given[0])
+            given, run, name = given
+            self._log(run, "begins", name)
+            self._do(given)
+            self._log(run, "done", name)
             del order, given
             gc.collect()  # What a task leaves in cycles takes memory from the next one.
             torch.cuda.empty_cache()
             _asked(self._mailbox.finish.remote(self._start, rank))
+
+    def _log(self, run: str, kind: str, stage: str) -> None:
+        """Says in this worker's own log, where that is JSON, which stage it is at."""
+        if self._logs:
+            event(run, self._collective.rank, kind, stage=stage)
 
     def _do(self, given: Any) -> None:
         """Does a task, nothing of which is held here afterwards."""

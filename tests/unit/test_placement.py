@@ -25,7 +25,7 @@ NODES = [
     [
         ({"CPU": 4}, {}, None),
         ({"CPU": 1, "GPU": 1}, {"pool": "gpu"}, None),
-        ({"CPU": 5}, {}, "needs 5 CPU, a node has 4 at most"),  # The dead one does not count.
+        ({"CPU": 5}, {}, "needs 5 CPU, a node has 4 CPU at most"),  # The dead one does not count.
         ({"CPU": 4, "GPU": 1}, {}, "4 CPU, 1 GPU on one node, and none has all"),
         ({"GPU": 1}, {"pool": "cpu"}, "needs 1 GPU"),
         ({"CPU": 1}, {"pool": "search"}, "labelled pool=search, and none of 2 is"),

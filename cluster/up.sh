@@ -1,0 +1,72 @@
+#!/bin/sh
+# Starts Ray on machines that you can reach by ssh, and ends it again.
+#
+#   cluster/up.sh HEAD HOST[:POOL]...           # the head, then the others, by address
+#   cluster/up.sh --down HEAD HOST[:POOL]...
+#
+# POOL is the label that a recipe asks for (runtime.worker_labels.pool=train): train, memory, spot, or
+# a name of yours. Give addresses of the network that the machines share and nobody else is on; gradients
+# cross it in clear. On every machine there is the same checkout with its .venv (`make venv`), at
+# RAPID_HOME, and GPUs are found by Ray.
+#
+#   RAPID_HOME   where that is on the machines; rapid-dist in the home folder by default
+#   RAPID_SSH    the ssh to use, with its options: "ssh -i key -o BatchMode=yes"
+#   RAPID_ENV    further environment of all nodes: "AWS_REGION=... AWS_ENDPOINT_URL=..."
+#
+# Every machine gets the cluster's token in a file of its own, 0600, through ssh's standard input. Ray is
+# ended by the process that was started here: `ray stop` would end everybody's.
+set -eu
+
+SSH=${RAPID_SSH:-ssh -o BatchMode=yes -o ConnectTimeout=15}
+HOME_THERE=${RAPID_HOME:-rapid-dist}
+TOKEN=$HOME/.ray/auth_token
+DOWN=no
+if [ "${1:-}" = --down ]; then
+    DOWN=yes
+    shift
+fi
+if [ $# -eq 0 ]; then
+    echo "up.sh: name a host: cluster/up.sh [--down] HEAD HOST[:POOL]..." >&2
+    exit 2
+fi
+HEAD=${1%%:*}
+
+if [ $DOWN = yes ]; then
+    LAST_FIRST=
+    for host in "$@"; do LAST_FIRST="$host $LAST_FIRST"; done
+    for host in $LAST_FIRST; do
+        # The group that `setsid` made: ray start --block and all that it has started.
+        $SSH "${host%%:*}" "cd $HOME_THERE && test -f ray.pid && kill -TERM -\$(cat ray.pid) && rm ray.pid || true" < /dev/null
+        echo "${host%%:*} down"
+    done
+    exit 0
+fi
+
+if [ ! -s "$TOKEN" ]; then
+    mkdir -p "$HOME/.ray"
+    (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$TOKEN")
+fi
+chmod 600 "$TOKEN"
+
+start() { # HOST POOL OPTIONS...
+    host=$1 pool=$2
+    shift 2
+    $SSH "$host" "umask 077 && mkdir -p .ray && cat > .ray/auth_token && chmod 600 .ray/auth_token" < "$TOKEN"
+    # The interface with the address that the others know: Gloo would guess by host name.
+    $SSH "$host" "cd $HOME_THERE && export PATH=\$PWD/.venv/bin:\$PATH ${RAPID_ENV:-} RAY_AUTH_MODE=token \
+RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=120 \
+GLOO_SOCKET_IFNAME=\$(ip -o -4 addr | awk '\$4 ~ /^$host\\//{print \$2; exit}') && \
+export NCCL_SOCKET_IFNAME=\$GLOO_SOCKET_IFNAME && \
+(setsid nohup sh -c 'echo \$\$ > ray.pid; exec ray start --block --node-ip-address=$host \
+--labels=pool=$pool $*' > ray.log 2>&1 < /dev/null &)" < /dev/null
+    echo "$host up, pool=$pool"
+}
+
+start "$HEAD" head --head --port=6379 --dashboard-host=127.0.0.1 --num-cpus=0
+shift
+for host in "$@"; do
+    pool=${host#*:}
+    [ "$pool" != "$host" ] || pool=cpu
+    start "${host%%:*}" "$pool" "--address=$HEAD:6379"
+done
+echo "A tunnel, to leave open: $SSH -N -L 8265:127.0.0.1:8265 $HEAD"

@@ -1,0 +1,118 @@
+"""A Ray cluster over the hosts of a network, started as docs/operations.md says, and a desk beside.
+
+The head holds the drivers, workers one training worker each, the desk submits. The dashboard
+listens to the head alone, so jobs go through a tunnel; every node has the token in a file of its
+own. The object stores are small: eight of them are to fit on one machine.
+"""
+
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rapid_dist.runtime.cluster import ENVIRONMENT
+from tests.cluster.hosts.network import Host, Network
+
+ROOT = Path(__file__).resolve().parents[3]
+RELAY = Path(__file__).with_name("relay.py")
+PORT, JOBS_PORT = 6379, 8265
+STORE_BYTES = str(80 * 2**20)  # The least that Ray takes.
+START_SEC = 600.0
+
+
+class Machines:
+    """Starts Ray on hosts and commands on a desk."""
+
+    def __init__(self, network: Network, environment: Mapping[str, str]) -> None:
+        self.network = network
+        self._token = secrets.token_hex(32)
+        self._environment = {
+            **ENVIRONMENT,
+            **environment,
+            "RAY_AUTH_MODE": "token",
+            "RAY_raylet_start_wait_time_s": "240",  # Many nodes start on one machine.
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.head = self._new("head")
+        self.desk = self._new("desk")
+
+    def _new(self, name: str) -> Host:
+        host = self.network.add(name)
+        token = host.folder / "home" / "token"
+        token.touch(mode=0o600)
+        token.write_text(self._token)
+        host.environment |= {**self._environment, "RAY_AUTH_TOKEN_PATH": str(token)}
+        return host
+
+    def start_head(self) -> None:
+        self.head.start(
+            [
+                *("ray", "start", "--head", "--block", "--node-ip-address", self.head.address),
+                *("--port", str(PORT), "--dashboard-host", "127.0.0.1"),
+                *("--dashboard-port", str(JOBS_PORT), "--num-cpus", "0", "--temp-dir"),
+                *(str(self.head.shared), "--object-store-memory", STORE_BYTES),
+            ],
+            "ray.log",
+            # A host that is cut off is given up after about ten seconds.
+            {"RAY_health_check_period_ms": "2000", "RAY_health_check_failure_threshold": "5"},
+        )
+        self._tunnel()
+
+    def start_worker(self, name: str, *, cpus: int = 1, labels: str = "pool=cpu") -> Host:
+        """Adds a host that joins the cluster; does not wait for it."""
+        host = self._new(name)
+        host.start(
+            [
+                *("ray", "start", "--block", "--address", f"{self.head.address}:{PORT}"),
+                *("--node-ip-address", host.address, "--num-cpus", str(cpus)),
+                *("--labels", labels, "--object-store-memory", STORE_BYTES),
+            ],
+            "ray.log",
+        )
+        return host
+
+    def _tunnel(self) -> None:
+        socket = str(self.network.shared.parent / "tunnel")
+        python = sys.executable
+        self.head.start([python, str(RELAY), "connect", socket, str(JOBS_PORT)], "relay.log")
+        self.desk.start([python, str(RELAY), "listen", str(JOBS_PORT), socket], "relay.log")
+
+    def command(
+        self, words: list[str], log: str, environment: Mapping[str, str] | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """Starts a command of this checkout at the desk."""
+        checkout = self.desk.folder / "checkout"
+        if not checkout.exists():  # What is sent to the cluster; the desk's own copy.
+            checkout.mkdir()
+            for part in ("rapid_dist", "jobs", "cluster"):
+                shutil.copytree(
+                    ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__")
+                )
+        return self.desk.start(
+            ["sh", "-c", 'cd "$0" && exec "$@"', str(checkout), *words],
+            log,
+            {"PYTHONPATH": str(checkout), **(environment or {})},
+        )
+
+    def run(self, words: list[str], log: str) -> int:
+        """Runs a command at the desk and returns its exit code."""
+        return self.command(words, log).wait()
+
+    def submit(self, log: str, *words: str) -> "subprocess.Popen[bytes]":
+        return self.command([sys.executable, "-m", "rapid_dist.cli", "submit", *words], log)
+
+
+def await_started(*hosts: Host) -> None:
+    """Waits until Ray says on each of these hosts that it has joined the cluster."""
+    deadline = time.monotonic() + START_SEC
+    for host in hosts:
+        while "Ray runtime started" not in host.said("ray.log"):
+            ended = [process.args for process in host.processes if process.poll() is not None]
+            assert not ended, host.said("ray.log")
+            assert time.monotonic() < deadline, host.said("ray.log")
+            time.sleep(0.2)

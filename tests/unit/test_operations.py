@@ -1,0 +1,83 @@
+"""The commands of docs/operations.md are run as far as they can be without a cloud: dry."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rapid_dist.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+DRY = ("run", "pretrain", "index", "train", "evaluate", "sweep")
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yields the commands of all blocks, a line each, without comments and prompts."""
+    for block in re.findall(r"^ *```(?:sh)?\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            yield re.sub(r"\s#.*$", "", line).strip()
+
+
+def _ours(text: str) -> list[list[str]]:
+    """Returns the command lines of `rapid-dist`, but patterns of its use and elided values."""
+    found = []
+    for line in _lines(text):
+        if re.match(r"(\.venv/bin/)?rapid-dist ", line) and "[" not in line.split("--set")[0]:
+            words = shlex.split(line)[1:]
+            if "..." not in line:
+                found.append(words)
+    return found
+
+
+COMMANDS = _ours(TEXT)
+SUBMITTED = [words for words in COMMANDS if words[0] == "submit" and "--follow" not in words]
+RUN_HERE = [words for words in COMMANDS if words[0] in DRY]
+SCRIPTS = [shlex.split(line) for line in _lines(TEXT) if line.startswith("ray job submit")]
+
+
+def test_the_document_has_commands_of_every_kind() -> None:
+    assert len(SUBMITTED) >= 2
+    assert len(RUN_HERE) >= 3
+    assert len(SCRIPTS) >= 3
+    assert _ours("```\nrapid-dist run \\\n  --recipe digits  # here\n```") == [
+        ["run", "--recipe", "digits"]
+    ]
+
+
+@pytest.mark.parametrize("words", SUBMITTED, ids=lambda words: " ".join(words)[:60])
+def test_every_job_of_the_document_would_be_sent(words, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["submit", "--dry-run", *words[1:]]) == 0
+    assert "rapid_dist/cli/main.py" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", RUN_HERE, ids=lambda words: " ".join(words)[:60])
+def test_every_run_of_the_document_can_be_planned(words, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("words", SCRIPTS, ids=lambda words: " ".join(words)[:60])
+def test_every_script_that_rays_own_command_is_given_is_there(words) -> None:
+    own, script = words[: words.index("--")], words[words.index("--") + 1 :]
+    assert script[0] == "python"
+    assert (ROOT / script[1]).exists()
+    assert own[own.index("--working-dir") + 1] == "."
+    assert "--address" in own
+
+
+def test_every_other_program_that_is_named_by_its_path_is_there() -> None:
+    named = {
+        word
+        for line in _lines(TEXT)
+        for word in line.split()
+        if re.match(r"(cluster|jobs|benchmarks)/[\w./-]+$", word)
+    }
+    assert "cluster/up.sh" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    assert os.access(ROOT / "cluster" / "up.sh", os.X_OK)
