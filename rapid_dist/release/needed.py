@@ -13,6 +13,8 @@ def needed_files(model: Mapping[str, Any]) -> list[str]:
     """Returns the files that sampling as model.json says cannot do without, by their paths."""
     if model["source"] == "prior":
         return [*_NETWORK, "prior.npz", "references.npz"]
+    if model["source"] == "answers":
+        return [*_NETWORK, "answers.npz"]
     if model["source"] != "query":
         return [*_NETWORK]
     asked = _EXTRACTOR if model["query"]["keys"] == "contrast" else ()

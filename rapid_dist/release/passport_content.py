@@ -145,7 +145,7 @@ def _claim(claim: Claim, selection: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _mechanism(inputs: PassportInputs) -> dict[str, Any]:
     plan, claim = inputs.plan, inputs.claim
-    steps = plan.dp_sgd
+    steps = plan.stepped
     return {
         "noise": inputs.noise,
         "steps": claim.num_steps,
@@ -155,12 +155,23 @@ def _mechanism(inputs: PassportInputs) -> dict[str, Any]:
         "sample_rate": steps.sample_rate if steps else None,
         "expected_batch": steps.expected_batch if steps else None,
         "noise_multiplier": steps.noise_multiplier if steps else None,
-        "max_grad_norm": inputs.max_grad_norm if steps else None,
+        "max_grad_norm": inputs.max_grad_norm if plan.dp_sgd else None,
         "prior_noise_multiplier": plan.prior.noise_multiplier if plan.prior else None,
+        **_where_there_is(plan),
         "contamination_noise_multiplier": (
             plan.contamination.noise_multiplier if plan.contamination else None
         ),
     }
+
+
+def _where_there_is(plan: PrivacyPlan) -> dict[str, Any]:
+    """What most plans do not have: passports of before know nothing of it."""
+    found: dict[str, Any] = {}
+    if plan.candidates is not None:
+        found["candidates_noise_multiplier"] = plan.candidates.noise_multiplier
+    if plan.retrieval is not None:
+        found["neighbors"] = plan.retrieval.neighbors
+    return found
 
 
 def _audit(audit: Mapping[str, Any]) -> dict[str, Any]:

@@ -90,15 +90,18 @@ def accounting_section(summary: Mapping[str, Any], curve: EpsilonCurve | None) -
         body += epsilon_svg(curve) + _legend(curve)
         body += (
             "<figcaption>One point a release: the noised counts of near-duplicates and the noised "
-            "histogram of the prior, where they are asked for, then every step of training. A step "
-            "that would take the claimed line past the budget is refused before it is taken; a "
-            "looser accountant's line may pass it.</figcaption></figure>"
+            "histogram of the prior, where they are asked for, then every step of training or round "
+            "of answers. A step that would take the claimed line past the budget is refused before "
+            "it is taken; a looser accountant's line may pass it.</figcaption></figure>"
         )
+    steps = "rounds of the private index" if privacy.get("neighbors") else "steps of DP-SGD"
     pairs = [
-        ("steps of DP-SGD", f"{privacy['steps']:,}"),
+        (steps, f"{privacy['steps']:,}"),
         ("sample rate", privacy["sample_rate"]),
         ("noise multiplier", privacy["noise_multiplier"]),
         ("noise multiplier of the prior", privacy.get("prior_noise_multiplier")),
+        ("noise multiplier of the second votes", privacy.get("candidates_noise_multiplier")),
+        ("neighbors that an answer is divided by", privacy.get("neighbors")),
         (
             "noise multiplier of the counts of near-duplicates",
             privacy.get("contamination_noise_multiplier"),
