@@ -47,7 +47,7 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
     Raises:
       ConfigError: the recipe, or its method, takes no step of DP-SGD.
     """
-    require_training(settings, "audit")
+    require_training(settings, "an audit")
     if plan.dp_sgd is None:
         raise ConfigError(
             f"privacy.prior_share={settings.privacy.prior_share} leaves no step of DP-SGD, and an "

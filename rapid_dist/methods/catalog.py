@@ -76,7 +76,7 @@ def require_training(settings: MethodSettings, what: str) -> None:
     """
     if not has_stage(settings, "train"):
         raise ConfigError(
-            f"Method {settings.method} takes no step of DP-SGD, and a {what} is of those. Use a "
+            f"Method {settings.method} takes no step of DP-SGD, and {what} is of those. Use a "
             "method that trains on private data."
         )
 

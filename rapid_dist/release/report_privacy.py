@@ -90,9 +90,9 @@ def accounting_section(summary: Mapping[str, Any], curve: EpsilonCurve | None) -
         body += epsilon_svg(curve) + _legend(curve)
         body += (
             "<figcaption>One point a release: the noised counts of near-duplicates and the noised "
-            "histogram of the prior, where they are asked for, then every step of training or round "
-            "of answers. A step that would take the claimed line past the budget is refused before "
-            "it is taken; a looser accountant's line may pass it.</figcaption></figure>"
+            "histogram of the prior, where they are asked for, then every step of training or "
+            "round of answers. One that would take the claimed line past the budget is refused "
+            "before it is taken; a looser accountant's line may pass it.</figcaption></figure>"
         )
     steps = "rounds of the private index" if privacy.get("neighbors") else "steps of DP-SGD"
     pairs = [

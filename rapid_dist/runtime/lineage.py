@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rapid_dist import __version__
-from rapid_dist.methods import artifacts, private_stages, sampling_stages
+from rapid_dist.methods import artifacts, dp_rdm, private_stages, sampling_stages
 from rapid_dist.methods.catalog import has_stage
 from rapid_dist.methods.context import RunContext
 from rapid_dist.methods.settings import MethodSettings
@@ -22,7 +22,13 @@ from rapid_dist.storage import Storage, sha256_hex
 
 LINEAGE = "lineage.json"
 # Of the run directory: what it has released, and what was made of that.
-OWN_FOLDERS = (private_stages.PRIOR, private_stages.ADAPTED, private_stages.PRIVATE)
+OWN_FOLDERS = (
+    private_stages.PRIOR,
+    private_stages.ADAPTED,
+    private_stages.REFINED,
+    private_stages.PRIVATE,
+    dp_rdm.ANSWERS,
+)
 
 
 def lineage_of(context: RunContext, ledger: Ledger, run: str) -> dict[str, Any]:
@@ -105,6 +111,7 @@ def _public_parts(context: RunContext) -> dict[str, Any]:
         for part, stage, name_of in (
             ("public denoiser", "pretrain", artifacts.pretrain_name),
             ("extractor", "contrast", artifacts.extractor_name),
+            ("conditioned generator", "condition", dp_rdm.conditioned_name),
         )
         if has_stage(settings, stage)
     }

@@ -48,7 +48,7 @@ class Planner:
           ConfigError, BudgetError: no trial at this point can meet the budget.
         """
         recipe = self.recipe_of(point)
-        require_training(method_settings(recipe), "sweep")
+        require_training(method_settings(recipe), "a sweep")
         check_method(method_settings(recipe))
         return _planned(recipe)
 
@@ -185,7 +185,7 @@ def check_sweep(recipe: Recipe, space: Space) -> None:
     Raises:
       ConfigError: something beside the unknown is open, or private images have no classes.
     """
-    require_training(method_settings(recipe), "sweep")
+    require_training(method_settings(recipe), "a sweep")
     solve = recipe.sweep.solve
     for name in ("noise_multiplier", "steps", "expected_batch"):
         given = f"privacy.{name}" in space or getattr(recipe.privacy, name) is not None

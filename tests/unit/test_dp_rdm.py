@@ -13,11 +13,13 @@ from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.diffusion.conditioned import EmbeddingDenoiser, load_conditioned, save_conditioned
 from rapid_dist.errors import BudgetError, CheckpointError, ConfigError
 from rapid_dist.methods import artifacts, catalog, dp_rdm
+from rapid_dist.methods.audit_subject import audit_subject
 from rapid_dist.methods.context import RunContext
 from rapid_dist.public.conditional import conditioned_rows, neighbor_means
 from rapid_dist.release.answers import Answers
 from rapid_dist.release.bundle import open_bundle
 from rapid_dist.release.generator import Generator
+from rapid_dist.runtime.sweep_planner import check_sweep
 from rapid_dist.storage import LocalStorage
 from tests.models import SCHEDULE, Attempt, public_images, tiny_denoiser
 from tests.untrained import UntrainedRun
@@ -130,6 +132,18 @@ def test_settings_of_another_method_are_refused(change: str, says: str) -> None:
     settings = method_settings(load_recipe("digits", [*OWN, change]))
     with pytest.raises(ConfigError, match=says):
         dp_rdm.check(settings)
+
+
+def test_an_audit_of_dp_sgd_does_not_stand_for_one_of_rounds(run: UntrainedRun, plan: Any) -> None:
+    refused = pytest.raises(ConfigError, match="dp_rdm takes no step of DP-SGD, and an audit")
+    with refused, audit_subject(run.settings, plan):
+        pass
+
+
+def test_a_sweep_does_not_price_rounds_as_steps() -> None:
+    recipe = load_recipe("digits", OWN)
+    with pytest.raises(ConfigError, match="dp_rdm takes no step of DP-SGD, and a sweep"):
+        check_sweep(recipe, {})
 
 
 def test_the_generator_is_trained_and_named_for_the_noise_of_its_answers() -> None:
