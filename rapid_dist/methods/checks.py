@@ -21,6 +21,12 @@ def check_settings(settings: MethodSettings) -> None:
             "sampling.source is 'prior', but privacy.prior_share is 0 and so there is no prior. "
             "Give it a share, or sample from 'uniform', 'query' or 'noise'."
         )
+    prior, top = settings.prior, settings.schedule.num_steps
+    if prior.features == "denoiser" and prior.feature_step > top:
+        raise ConfigError(
+            f"prior.feature_step is {prior.feature_step}, but schedule.num_steps is {top}. Choose "
+            "a step of the schedule."
+        )
     with torch.device("meta"):  # Shapes alone: no number is drawn.
         network = Denoiser(
             settings.network,

@@ -124,6 +124,8 @@ class ConditionTask:
 
     settings: MethodSettings
     public_uri: str
+    name: str  # Of the folder that the generator goes to.
+    noise: float  # Stddev of the noise on an answer.
     device: str = "cpu"
 
     def __call__(self, collective: Collective, report: Report) -> None:
@@ -134,34 +136,39 @@ class ConditionTask:
         denoiser = EmbeddingDenoiser.begun_from(
             artifacts.get_denoiser(place.uri), embeddings.shape[1], seed=settings.seed
         ).to(self.device)
-        name = conditioned_name(settings)
         fit_denoiser(
             denoiser,
             conditioned_rows(
                 images,
                 neighbor_means(embeddings, settings.private_index.neighbors),
-                mechanism_of(settings).answer_stddev,
+                self.noise,
                 settings.schedule,
                 denoiser,
             ),
             settings.conditional,
             seed=settings.seed,
             collective=collective,
-            checkpoints=Checkpoints(public.child(f"checkpoints/{name}")),
+            checkpoints=Checkpoints(public.child(f"checkpoints/{self.name}")),
             on_step=report,
         )
         if collective.rank == 0:
             artifacts.put_folder(
-                public.child(name), lambda folder: save_conditioned(denoiser, folder)
+                public.child(self.name), lambda folder: save_conditioned(denoiser, folder)
             )
 
 
 def run_condition(context: RunContext) -> None:
     """Trains the generator, once for all runs with the same public stages and noise."""
-    settings = context.settings
-    if artifacts.is_done(context.public.child(conditioned_name(settings))):
+    settings, name = context.settings, conditioned_name(context.settings)
+    if artifacts.is_done(context.public.child(name)):
         return
-    task = ConditionTask(settings=settings, public_uri=context.public.uri, device=context.device)
+    task = ConditionTask(
+        settings=settings,
+        public_uri=context.public.uri,
+        name=name,
+        noise=mechanism_of(settings).answer_stddev,
+        device=context.device,
+    )
     workers, count = context.backend.workers, context.backend.num_workers
     workers.run(task, name="condition", num_workers=count, private=False)
 

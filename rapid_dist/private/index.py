@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from rapid_dist.data.images import PrivateImages
-from rapid_dist.errors import ConfigError, DataError
+from rapid_dist.errors import BudgetError, ConfigError, DataError
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import RetrievalConfig
 from rapid_dist.privacy.noise import new_noise
@@ -88,6 +88,7 @@ class PrivateIndex:
         self._embeddings = bounded(embeddings)
         self._mechanism, self._num_classes = mechanism, num_classes
         self._key, self._attempt, self._charge = key, attempt, charge
+        self._answered: set[int] = set()
         self._sampler = sampler or sampler_for(mechanism.noise)(
             key, mechanism.num_records, mechanism.sample_rate, attempt
         )
@@ -107,15 +108,25 @@ class PrivateIndex:
         """Returns one noised mean a class, float32 [Y, D]. Charged before anything is looked up.
 
         Args:
-          step: the number of the round.
+          step: the number of the round; an attempt has one answer to it, for its noise and its
+            sample are drawn by that number.
           questions: float32 [Y, D], public, one a class.
+
+        Raises:
+          BudgetError: the round is not paid for, or was answered in this attempt.
         """
+        if step in self._answered:
+            raise BudgetError(
+                f"Round {step} was answered in this attempt; a second answer would have the same "
+                "noise. Begin another attempt, which pays for it."
+            )
         if questions.shape != (self._num_classes, self._embeddings.shape[1]):
             raise ConfigError(
                 f"A round asks [{self._num_classes}, {self._embeddings.shape[1]}] questions, got "
                 f"{list(questions.shape)}. Give one a class, of the embeddings' dimension."
             )
         self._charge(step)  # Durable on return (P6).
+        self._answered.add(step)
         present = self._images_of(self._sampler.batch(step), step)
         units = self._noise.units
         embeddings = self._embeddings

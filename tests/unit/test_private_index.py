@@ -202,9 +202,21 @@ def test_the_round_after_the_last_is_refused_and_leaves_no_entry() -> None:
     with pytest.raises(BudgetError, match="not among the 3 planned"):
         index.answer(3, _questions())
     with pytest.raises(BudgetError, match="would pass epsilon"):
-        index.answer(2, _questions())  # Asked again: another answer, and another charge.
+        keeper.charge(2, attempt)
     assert len(ledger.entries()) == entries
     assert all(type(event) is RetrievalEvent for event in ledger.events("run"))
+
+
+def test_one_noise_is_never_given_with_two_sums() -> None:
+    """Else the difference of two answers of a round would be without noise."""
+    charged: list[int] = []
+    index = _index(charged=charged)
+    index.answer(0, _questions())
+    with pytest.raises(BudgetError, match="Round 0 was answered in this attempt"):
+        index.answer(0, -_questions())
+    assert charged == [0]
+    other = _index(attempt=2).answer(0, _questions())
+    assert not np.array_equal(other, _index(attempt=1).answer(0, _questions()))
 
 
 def test_the_ledger_reads_back_what_it_was_told_of_rounds() -> None:
