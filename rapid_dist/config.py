@@ -27,6 +27,7 @@ from rapid_dist.diffusion.sampler import SamplingConfig
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.settings import EvaluationConfig
+from rapid_dist.methods.compare_settings import CompareConfig
 from rapid_dist.methods.presets import presets_of
 from rapid_dist.methods.settings import MethodSettings, SplitConfig
 from rapid_dist.methods.sweep_settings import SweepConfig
@@ -103,6 +104,7 @@ class TrackingConfig(_Node):
     uri: str | None = None  # None = a sqlite file beside the run directory.
     experiment: str = "rapid-dist"
     model_name: str | None = None  # None = rapid-dist-<recipe>.
+    register_models: bool = True  # False: a finished run is no model of the registry.
 
 
 class Recipe(_Node):
@@ -128,6 +130,7 @@ class Recipe(_Node):
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = SweepConfig()  # Of the command `sweep` alone; no other reads it.
+    compare: CompareConfig = CompareConfig()  # Of the command `compare` alone.
     runtime: RuntimeConfig = RuntimeConfig()
     tracking: TrackingConfig = TrackingConfig()
     release: ReleaseConfig = ReleaseConfig()

@@ -15,6 +15,7 @@ from typing import NoReturn
 import typer
 
 from rapid_dist.cli.audit import add_audit
+from rapid_dist.cli.compare import add_compare
 from rapid_dist.cli.gallery import add_gallery
 from rapid_dist.cli.generate import add_generate
 from rapid_dist.cli.ledger import add_ledger
@@ -78,6 +79,7 @@ def build_app() -> typer.Typer:
     add_generate(app)
     add_gallery(app)
     add_sweep(app)
+    add_compare(app)
     add_submit(app)
     add_status(app)
     add_audit(app)

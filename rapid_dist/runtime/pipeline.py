@@ -286,7 +286,8 @@ def _finish(
     registry = directory.read_json("registry.json")
     has_bundle = context.out.child(sampling_stages.BUNDLE).exists("checksums.json")
     # A debug run may have logged private values (P9), and sampling by query has no bundle.
-    if not registry and has_bundle and not recipe.runtime.debug:
+    may_leave = recipe.tracking.register_models and not recipe.runtime.debug
+    if not registry and has_bundle and may_leave:
         registry = results.register(
             context,
             privacy,

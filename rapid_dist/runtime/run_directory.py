@@ -29,7 +29,8 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.recipe_files import parse_tree
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
-FREE = ("runtime", "tracking", "release", "sweep", "data.root")  # What changes no result.
+# What changes no result.
+FREE = ("runtime", "tracking", "release", "sweep", "compare", "data.root")
 # Sections that shape only what can be made again for nothing, and what then has to go.
 REMADE = {
     "sampling": ("samples/", "bundle/", "internal/", "stages/generate", "stages/evaluate"),

@@ -54,7 +54,7 @@ from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_stor
 CHOSEN = "chosen"
 DRAWN = "internal/drawn.json"  # How many runs, and which: secret, kept so that a sweep can go on.
 _MOST_REDRAWN = 1_000
-_FREE = ("runtime", "tracking", "release")
+_FREE = ("runtime", "tracking", "release", "compare")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,111 @@
+"""Settings of a comparison: which rows there are, at which epsilons, and by how many seeds.
+
+A row is a method, or a variant of one: a name for settings that it changes. What makes rows
+comparable is nobody's to change: the private data, the budget, the number of images, the seeds and
+the whole evaluation are those of the recipe and of this section, for all rows alike.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from rapid_dist.errors import ConfigError
+
+Settings = dict[str, Any]  # Dotted setting -> its value.
+
+# What all rows share; a variant that changed one of these would be measured by another yardstick.
+SHARED = (
+    "compare",
+    "contamination",
+    "data.private",
+    "data.root",
+    "evaluation",
+    "name",
+    "privacy.contamination_noise",
+    "privacy.delta",
+    "privacy.epsilon",
+    "privacy.noise",
+    "privacy.relation",
+    "privacy.unit",
+    "release",
+    "runtime",
+    "sampling.count",
+    "sampling.seed",
+    "seed",
+    "sweep",
+    "tracking",
+)
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What `rapid-dist compare` sets side by side; no other command reads it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    methods: tuple[str, ...] = ("rapid", "dpdm")  # Rows: methods, or names of ``variants``.
+    epsilons: tuple[float, ...] = ()  # None given = the recipe's own.
+    seeds: int = 3  # Of samples and classifiers; private randomness is new in every piece anyway.
+    first_seed: int = 0
+    # name -> settings. Named after a method, what is changed in that method; else a row of its own,
+    # whose method is its setting "method", or the recipe's.
+    variants: dict[str, Settings] = field(default_factory=dict)
+    budgets: dict[str, Settings] = field(default_factory=dict)  # epsilon -> settings of all rows.
+    validation_share: float = 0.1  # Of the samples: chooses each classifier's checkpoint.
+    class_balance: bool = True
+    controls: bool = False  # Of each run; the controls are methods, and rows, of their own here.
+
+    def __post_init__(self) -> None:
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ConfigError(
+                f"compare.methods must be at least one row, each once, got {list(self.methods)}."
+            )
+        for name in (*self.methods, *self.variants):
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"compare has a row {name!r}. Name it in lower case: a-z, 0-9, '_', '-', '.'."
+                )
+        if self.seeds < 1 or self.first_seed < 0:
+            raise ConfigError(
+                "compare.seeds must be at least 1 and compare.first_seed at least 0, got "
+                f"{self.seeds} and {self.first_seed}."
+            )
+        if any(not epsilon > 0 for epsilon in self.epsilons):
+            raise ConfigError(f"compare.epsilons must be positive, got {list(self.epsilons)}.")
+        for row, settings in self.variants.items():
+            _check_shared(f"compare.variants.{row}", settings)
+        for epsilon, settings in self.budgets.items():
+            _check_shared(f"compare.budgets.{epsilon}", settings)
+            if "method" in settings:
+                raise ConfigError(
+                    f"compare.budgets.{epsilon} sets method for all rows. Name rows in "
+                    "compare.methods."
+                )
+            try:
+                known = float(epsilon) in self.epsilons
+            except ValueError:
+                known = False
+            if not known:
+                raise ConfigError(
+                    f"compare.budgets has {epsilon!r}, which compare.epsilons="
+                    f"{list(self.epsilons)} does not."
+                )
+
+    def at(self, epsilon: float) -> Settings:
+        """Returns what all rows change at a budget."""
+        for text, settings in self.budgets.items():
+            if float(text) == epsilon:
+                return settings
+        return {}
+
+
+def _check_shared(where: str, settings: Mapping[str, Any]) -> None:
+    for name in settings:
+        shared = [one for one in SHARED if f"{name}.".startswith(f"{one}.")]
+        if shared or any(one.startswith(f"{name}.") for one in SHARED):
+            raise ConfigError(
+                f"{where} changes {name}, which all rows of a comparison share. Set it in the "
+                "recipe, for all of them."
+            )

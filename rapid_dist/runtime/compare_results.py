@@ -1,0 +1,272 @@
+"""What came of a comparison: means and spreads, one table, one figure, one sheet, one page.
+
+All of it is internal (P13): files are their owner's alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from rapid_dist.config import Recipe
+from rapid_dist.errors import BudgetError
+from rapid_dist.evaluation.suite import INTERNAL
+from rapid_dist.methods import artifacts, catalog
+from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
+from rapid_dist.privacy.accounting import epsilons
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.statement import rounded_up
+from rapid_dist.release.compare_page import markdown_table, render_compare
+from rapid_dist.release.compare_plots import Series, quality_svg
+from rapid_dist.release.plots import ImageSet, samples_png
+from rapid_dist.runtime.compare_piece import read_book
+from rapid_dist.runtime.compare_plan import PIECES, Piece
+from rapid_dist.runtime.results import versions
+from rapid_dist.runtime.run_directory import Places
+from rapid_dist.storage import Storage, open_storage
+
+SHOWN = 10  # Samples a row of the sheet.
+_NOT_THE_METHODS = ("evaluate",)  # Seconds that are the yardstick's.
+
+
+def write_results(
+    recipe: Recipe,
+    where: Places,
+    pieces: Sequence[Piece],
+    *,
+    done: Sequence[Piece],
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    """Writes all results of the pieces that are done, and returns compare.json."""
+    summaries = {piece.name: _summary(piece) for piece in done}
+    making = _seconds_of_making(done, summaries)
+    states = []
+    for piece in pieces:
+        state: dict[str, Any] = {
+            "piece": piece.name,
+            "row": piece.row,
+            "method": piece.prepared.recipe.method,
+            "promise": catalog.promise_of(piece.prepared.settings),
+            "epsilon": piece.epsilon,
+            "seed": piece.seed,
+            "state": "failed" if piece.name in failed else "waiting",
+            "reason": failed.get(piece.name, ""),
+            "figures": {},
+        }
+        if piece.name in summaries:
+            state["state"] = "done"
+            state["figures"] = _figures(piece, summaries[piece.name], making)
+        states.append(state)
+    rows = _rows(states)
+    quality = [_quality(piece) for piece in done]
+    result: dict[str, Any] = {
+        "notice": INTERNAL,
+        "recipe": recipe.name,
+        "dataset": recipe.data.private.name,
+        "num_units": recipe.num_units,
+        "delta": recipe.privacy.delta,
+        "methods": list(recipe.compare.methods),
+        "seeds": recipe.compare.seeds,
+        "chief": "mean" if recipe.data.private.num_classes > 1 else "frechet",
+        "extractors": sorted({one["extractor"] for one in quality}),
+        "fidelity_label": quality[0]["fidelity_label"] if quality else "FID-like, not FID",
+        "fidelity_images": sorted({one["fidelity_images"] for one in quality}),
+        "images": recipe.sampling.count,
+        "rows": rows,
+        "pieces": states,
+        "cost": _cost(recipe, where, done, states),
+        "versions": versions(),
+        "page": f"{where.out}/compare.html",
+    }
+    own = open_storage(where.out, private=True)
+    sheet = _sheet(done)
+    figure = quality_svg(_series(rows, result["chief"]), result["chief"])
+    if sheet:
+        own.write("compare-samples.png", sheet)
+    own.write("compare.svg", figure.encode())
+    own.write("compare.md", markdown_table(result).encode())
+    own.write("compare.html", render_compare(result, figure, sheet).encode())
+    own.write("compare.json", json.dumps(result, indent=2, allow_nan=False).encode() + b"\n")
+    return result
+
+
+def _figures(
+    piece: Piece, summary: Mapping[str, Any], making: Mapping[str, float]
+) -> dict[str, float | None]:
+    """Returns everything that is known of one piece, flat and by name."""
+    quality, seconds = summary["quality"], summary["seconds"]
+    fidelity, near = quality["fidelity"], quality["memorisation"]
+    public = _artifacts(piece)
+    own = [
+        float(took)
+        for stage, took in seconds.items()
+        if stage not in public and stage not in ("total", *_NOT_THE_METHODS)
+    ]
+    peak = read_book(piece.out).get("peak", {})
+    return {
+        **(quality["classifiers"] or {}),
+        "frechet": fidelity["frechet_distance"],
+        **{name: value for name, value in fidelity.items() if name != "frechet_distance"},
+        "nearest_ratio": near["median_ratio"] if np.isfinite(near["median_ratio"]) else None,
+        "copies": float(near["exact_copies"]),
+        **(quality.get("balance") or {}),
+        "nfe": summary["sampling"]["nfe"],
+        "seconds": round(sum(own), 3),
+        "public_seconds": round(sum(making[name] for name in public.values()), 3),
+        "rss_gb": peak.get("rss_gb"),
+        "cuda_gb": peak.get("cuda_gb"),
+        "epsilon_spent": summary["privacy"].get("epsilon"),
+    }
+
+
+def _rows(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row of means and spreads for every row and epsilon that has a figure."""
+    groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    for state in states:
+        groups.setdefault((state["row"], state["epsilon"]), []).append(state)
+    rows = []
+    for (row, epsilon), members in groups.items():
+        found = [one["figures"] for one in members if one["state"] == "done"]
+        if not found:
+            continue
+        means: dict[str, float | None] = {}
+        spreads: dict[str, float | None] = {}
+        for name in found[0]:
+            values = [one[name] for one in found if one.get(name) is not None]
+            means[name] = mean(values) if values else None
+            spreads[name] = stdev(values) if len(values) > 1 else None
+        rows.append(
+            {
+                "row": row,
+                "method": members[0]["method"],
+                "promise": members[0]["promise"],
+                "epsilon": epsilon,
+                "seeds": len(found),
+                "of": len(members),
+                "mean": means,
+                "spread": spreads,
+            }
+        )
+    return rows
+
+
+def _series(rows: Sequence[Mapping[str, Any]], chief: str) -> list[Series]:
+    """Returns a line a row, over its epsilons; a level where it has no budget."""
+    found: dict[str, list[tuple[float | None, float, float]]] = {}
+    for row in rows:
+        value, spread = row["mean"].get(chief), row["spread"].get(chief)
+        if value is not None:
+            found.setdefault(row["row"], []).append((row["epsilon"], value, spread or 0.0))
+    return [
+        Series(
+            name=name,
+            points=tuple(sorted((e, v, s) for e, v, s in points if e is not None)),
+            level=next((v for e, v, _ in points if e is None), None),
+        )
+        for name, points in found.items()
+    ]
+
+
+def _seconds_of_making(
+    done: Sequence[Piece], summaries: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """Returns how long each public artefact took: whoever finds it there has taken no time."""
+    found: dict[str, float] = {}
+    for piece in done:
+        for stage, name in _artifacts(piece).items():
+            took = float(summaries[piece.name]["seconds"].get(stage, 0.0))
+            found[name] = max(found.get(name, 0.0), took)
+    return found
+
+
+def _artifacts(piece: Piece) -> dict[str, str]:
+    """Returns the names of a piece's public artefacts, by the stages that make them."""
+    prepared = piece.prepared
+    return {
+        stage.name: stage.artifact(prepared.settings)
+        for stage in prepared.stages
+        if stage.artifact is not None
+    }
+
+
+def _cost(
+    recipe: Recipe, where: Places, done: Sequence[Piece], states: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns what the ledger says of all pieces and of the data set, in one sentence."""
+    ledger = Ledger.open(where.ledger, recipe.data.private.name)
+    begun = {_run(open_storage(_out_of(where, state))) for state in states}
+    runs = sorted({entry.run for entry in ledger.entries() if entry.run in begun - {""}})
+    delta = recipe.privacy.delta
+    try:
+        own = [event for run in runs for event in ledger.events(run)]
+        spent, whole = epsilons(own, delta).reported, epsilons(ledger.events(), delta).reported
+    except BudgetError as error:  # Of very many pieces the accountants may disagree.
+        return {"pieces": len(runs), "sentence": f"Its total cannot be claimed: {error}"}
+    free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)
+    sentence = (
+        f"The {len(runs)} charged pieces of this comparison together cost epsilon "
+        f"{rounded_up(spent)} at delta {delta:g}, and all that was ever charged to "
+        f"{recipe.data.private.name!r} costs {rounded_up(whole)}; choosing among them by these "
+        "figures is a choice made on private records, which no epsilon here covers."
+    )
+    if free:
+        sentence += (
+            f" {free} more trained on the records without any privacy: nothing covers those."
+        )
+    return {"pieces": len(runs), "epsilon": spent, "dataset_epsilon": whole, "sentence": sentence}
+
+
+def _out_of(where: Places, state: Mapping[str, Any]) -> str:
+    """Returns the run directory of a piece."""
+    return f"{where.out}/{PIECES}/{state['piece']}"
+
+
+def _run(storage: Storage) -> str:
+    if not storage.exists("run.json"):
+        return ""
+    return str(json.loads(storage.read("run.json"))["run"])
+
+
+def _sheet(done: Sequence[Piece]) -> bytes:
+    """Returns one row of samples for every row and epsilon, of its first seed."""
+    names: list[str] = []
+    images, labels = [], []
+    for piece in done:
+        name = piece.row if piece.epsilon is None else f"{piece.row} at {piece.epsilon:g}"
+        if name in names:
+            continue
+        found, classes = _samples(piece)
+        chosen = _one_of_each(classes, max(1, len(class_names(piece.prepared.settings))))
+        images.append(found[chosen])
+        labels.append(np.full(len(chosen), len(names)))
+        names.append(name)
+    if not names:
+        return b""
+    shown = ImageSet(images=np.concatenate(images), labels=np.concatenate(labels))
+    return samples_png(shown, names, per_class=SHOWN)
+
+
+def _one_of_each(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the places of the first images of class 0, 1, ..., and again, until a row is full."""
+    turns = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    deal = [turn[round_] for round_ in range(SHOWN) for turn in turns if round_ < len(turn)]
+    return np.array(deal[:SHOWN], np.int64)
+
+
+def _samples(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the samples of a piece: of a method without privacy, from its internal folder."""
+    storage = open_storage(piece.out)
+    inner = storage.child("internal").child(piece.prepared.recipe.method)
+    return artifacts.get_images(storage if storage.exists(SAMPLES_FILE) else inner, SAMPLES_FILE)
+
+
+def _summary(piece: Piece) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(open_storage(piece.out).read("summary.json"))
+    return content
+
+
+def _quality(piece: Piece) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(open_storage(piece.out).read("internal/quality.json"))
+    return content
