@@ -69,7 +69,7 @@ def tiny_evidence(**changes: Any) -> Evidence:
         "events": planned.events, "plan": planned, "audit": tiny_audit(),
         "versions": dict.fromkeys(VERSIONS, "1"), "public_data": (tiny_source(),),
         "contamination": {"policy": "accept"}, "looks_for_duplicates": True, "selection": None,
-        "bundle_fault": "", "traces": (),
+        "trial_fault": "", "bundle_fault": "", "traces": (),
     }  # fmt: skip
     return Evidence(**{**values, **changes})
 

@@ -57,6 +57,8 @@ def audit(
         return
     found = auditing.run_audit(loaded, out, profile.value, _say_checked)
     print_audit(found.results)
+    if found.unrecorded:
+        print(f"rapid-dist: not recorded in MLflow: {found.unrecorded}.", file=sys.stderr)
     if as_json:
         print(json.dumps(found.content))
     refuse_failed(found.results)

@@ -23,6 +23,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from rapid_dist.data.images import Int64Array, UInt8Array
 from rapid_dist.diffusion.denoiser import Denoiser, save_denoiser
 from rapid_dist.errors import ReleaseError
 from rapid_dist.release import synthetic
@@ -44,6 +45,15 @@ PACKAGE = Path(__file__).parent.parent
 _SOURCE = {".py", ".yaml", ".json", ".typed"}
 
 
+# (bundle, labels int64 [n], seed) -> images uint8 [n, C, S, S] of ids from 0.
+Draw = Callable[[Path, Int64Array, int], UInt8Array]
+
+
+def draw_alone(bundle: Path, labels: Int64Array, seed: int) -> UInt8Array:
+    """Draws in this process; whoever has workers has them draw the same."""
+    return Generator.open(bundle).generate(labels, seed=seed)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
     """What a release is put together from."""
@@ -54,7 +64,7 @@ class Parts:
     internal: Sequence[Mapping[str, Any]]  # Internal results, of which nothing may leave.
     synthetic: int = 0
     synthetic_seed: int = 0
-    on_batch: Callable[[int], None] | None = None
+    draw: Draw = draw_alone
     package: Path = PACKAGE
 
 
@@ -77,13 +87,9 @@ def assemble(parts: Parts, key: Ed25519PrivateKey, target: Path) -> Verified:
             "images": parts.synthetic, "seed": parts.synthetic_seed, "folder": synthetic.FOLDER,
         }  # fmt: skip
         inputs = replace(inputs, synthetic=told)
-        drawn = synthetic.write_synthetic(
-            target,
-            Generator.open(parts.bundle),
-            parts.synthetic,
-            parts.synthetic_seed,
-            parts.on_batch,
-        )
+        labels = synthetic.labels_of(parts.synthetic, inputs.facts.class_names)
+        images = parts.draw(parts.bundle, labels, parts.synthetic_seed)
+        drawn = synthetic.write_synthetic(target, images, labels)
     passport = passport_of(inputs)
     stored = to_bytes(passport)
     (target / PASSPORT).write_bytes(stored)

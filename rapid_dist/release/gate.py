@@ -45,6 +45,7 @@ class Evidence:
     contamination: Mapping[str, Any]  # Policy and, if there was one, decision; {} = not looked for.
     looks_for_duplicates: bool  # Whether the method has the stage.
     selection: Mapping[str, Any] | None
+    trial_fault: str  # Why a sweep's trial has no claim of its own, or nothing.
     bundle_fault: str  # Why the bundle is not the run's own, or nothing.
     traces: Sequence[str]  # Of internal results in the bundle.
 
@@ -134,7 +135,9 @@ def dataset_budget_kept(evidence: Evidence) -> str:
 
 
 def selection_priced(evidence: Evidence) -> str:
-    """A model that a sweep chose costs what choosing cost."""
+    """A model that a sweep chose costs what choosing cost; one that it did not choose stays."""
+    if evidence.trial_fault:
+        return evidence.trial_fault
     selection = evidence.selection
     if selection is None:
         return ""

@@ -5,7 +5,7 @@ has the bundle can draw it again, to the bit.
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from rapid_dist.data.images import Int64Array, UInt8Array
-from rapid_dist.release.generator import Generator
 from rapid_dist.release.markup import Section, escape, facts, image, page, paragraph, table
 from rapid_dist.release.plots import ImageSet, strip
 from rapid_dist.release.report_style import STYLE
@@ -23,22 +22,13 @@ FOLDER = "synthetic"
 SHOWN = 12  # Images of a class on the page: the first, nothing is selected.
 
 
-def write_synthetic(
-    directory: Path,
-    generator: Generator,
-    count: int,
-    seed: int,
-    on_batch: Callable[[int], None] | None = None,
-) -> ImageSet:
-    """Draws ``count`` images, the classes in turn, and writes npz and PNG files.
+def labels_of(count: int, class_names: Sequence[str]) -> Int64Array:
+    """Returns the class of each image of the set, int64 [count]: the classes in turn."""
+    return np.arange(count, dtype=np.int64) % max(1, len(class_names))
 
-    Args:
-      directory: the bundle's folder; files go to its ``synthetic/``.
-      on_batch: is told how many images came with each batch.
-    """
-    classes = max(1, len(generator.class_names))
-    labels = np.arange(count, dtype=np.int64) % classes
-    images = generator.generate(labels, seed=seed, on_batch=on_batch)
+
+def write_synthetic(directory: Path, images: UInt8Array, labels: Int64Array) -> ImageSet:
+    """Writes npz and PNG files of images uint8 [n, C, S, S] to the bundle's ``synthetic/``."""
     folder = directory / FOLDER
     folder.mkdir()
     (folder / "synthetic.npz").write_bytes(pack_arrays({"images": images, "labels": labels}))

@@ -28,6 +28,7 @@ from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.release.report_audit import with_audit
 from rapid_dist.runtime import pipeline
+from rapid_dist.runtime.recorded_commands import record_audit
 from rapid_dist.runtime.results import AUDIT
 from rapid_dist.runtime.run_directory import places, require_folder
 from rapid_dist.storage import StorageMissing, open_storage
@@ -45,6 +46,7 @@ class Audit:
 
     results: list[CheckResult]
     content: dict[str, Any]
+    unrecorded: str = ""  # Why MLflow does not have it, if it should.
 
 
 def run_audit(
@@ -63,7 +65,8 @@ def run_audit(
         results = run_suite(suite, on_check)
     content = audit_content(recipe, solved, profile, results)
     _write(out, content)
-    return Audit(results=results, content=content)
+    unrecorded = record_audit(open_storage(out), content)
+    return Audit(results=results, content=content, unrecorded=unrecorded)
 
 
 def audit_content(

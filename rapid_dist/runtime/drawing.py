@@ -23,7 +23,7 @@ from rapid_dist.release.bundle import verify_bundle
 from rapid_dist.release.pull import Registry, Version
 from rapid_dist.release.tiles import tiled_png
 from rapid_dist.retrieval.arrays import pack_arrays
-from rapid_dist.runtime import drawing_workers
+from rapid_dist.runtime.drawing_workers import Drawing, draw_here, draw_in_processes
 from rapid_dist.runtime.progress import Progress
 
 FACTS, IMAGES, SHEET, FILES = "generated.json", "images.npz", "samples.png", "png"
@@ -146,7 +146,15 @@ def generate_images(
             first_image.append(monotonic() - started)
             shown.update("generate", drawn, request.count)
 
-        images = _draw(model, request, labels, workers, backend, device, on_drawn)
+        asked = Drawing(
+            bundle=model.bundle,
+            labels=labels,
+            seed=request.seed,
+            first_id=request.first_id,
+            device=device,
+            on_drawn=on_drawn,
+        )
+        images = draw(asked, workers, backend)
     seconds = monotonic() - started
     told |= {
         "seconds": round(seconds, 3),
@@ -158,23 +166,10 @@ def generate_images(
     return told
 
 
-def _draw(
-    model: Model,
-    request: Request,
-    labels: Int64Array,
-    workers: int,
-    backend: Backend,
-    device: str,
-    on_drawn: drawing_workers.OnDrawn,
-) -> UInt8Array:
+def draw(asked: Drawing, workers: int, backend: Backend) -> UInt8Array:
+    """Draws in this process, in several, or on Ray: the same images, uint8 [n, C, S, S]."""
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}.")
-    options: dict[str, Any] = {
-        "seed": request.seed,
-        "first_id": request.first_id,
-        "device": device,
-        "on_drawn": on_drawn,
-    }
     if backend == "ray":
         try:
             from rapid_dist.runtime.drawing_pool import draw_on_ray
@@ -183,12 +178,8 @@ def _draw(
                 f"--backend ray needs {error.name}, which is not installed. Install "
                 "'rapid-dist[train]', or draw with --backend process."
             ) from None
-        return draw_on_ray(model.bundle, labels, num_workers=workers, **options)
-    if workers > 1:
-        return drawing_workers.draw_in_processes(
-            model.bundle, labels, num_workers=workers, **options
-        )
-    return drawing_workers.draw_here(model.bundle, labels, **options)
+        return draw_on_ray(asked, workers)
+    return draw_in_processes(asked, workers) if workers > 1 else draw_here(asked)
 
 
 def _write(

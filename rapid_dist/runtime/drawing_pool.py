@@ -9,7 +9,7 @@ import ray
 
 from rapid_dist.data.images import Int64Array, UInt8Array
 from rapid_dist.runtime.cluster import Needs, session
-from rapid_dist.runtime.drawing_workers import DrawingWorker, OnDrawn, chunks
+from rapid_dist.runtime.drawing_workers import Drawing, DrawingWorker, chunks
 
 RESTARTS = 3  # Of one worker; its work is done again by whoever stands in for it.
 AHEAD = 2  # Chunks that a worker has before it: one in work, one to go on with.
@@ -39,34 +39,30 @@ class BundleWorker:
         return self._worker.draw(labels, seed, first_id)
 
 
-def draw_on_ray(
-    bundle: Path,
-    labels: Int64Array,
-    *,
-    seed: int,
-    first_id: int,
-    device: str,
-    num_workers: int,
-    on_drawn: OnDrawn,
-) -> UInt8Array:
+def draw_on_ray(asked: Drawing, num_workers: int) -> UInt8Array:
     """Draws on ``num_workers`` workers of a cluster, RAY_ADDRESS's or one started here.
 
-    One image for each label int64 [n], uint8 [n, C, S, S]; the same as in one process. A worker
-    that dies is replaced.
+    An image for each label, uint8 [n, C, S, S]; the same as in one process. A worker that dies is
+    replaced.
     """
+    labels, first_id, on_cuda = asked.labels, asked.first_id, asked.device == "cuda"
     waiting = chunks(len(labels), first_id)
     num_workers = min(num_workers, len(waiting))
-    gpus = num_workers if device == "cuda" else 0
-    with session(Needs(cpus=num_workers, gpus=gpus)):
-        paths = [path for path in bundle.rglob("*") if path.is_file()]
-        files = ray.put({path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths})
+    with session(Needs(cpus=num_workers, gpus=num_workers if on_cuda else 0)):
+        files = ray.put(
+            {
+                path.relative_to(asked.bundle).as_posix(): path.read_bytes()
+                for path in asked.bundle.rglob("*")
+                if path.is_file()
+            }
+        )
         kind: Any = ray.remote(
             num_cpus=1,
-            num_gpus=1 if device == "cuda" else 0,
+            num_gpus=1 if on_cuda else 0,
             max_restarts=RESTARTS,
             max_task_retries=RESTARTS,
         )(BundleWorker)
-        workers = [kind.remote(device) for _ in range(num_workers)]
+        workers = [kind.remote(asked.device) for _ in range(num_workers)]
         parts: dict[int, UInt8Array] = {}
         busy: dict[ray.ObjectRef[UInt8Array], tuple[int, slice]] = {}
 
@@ -74,7 +70,7 @@ def draw_on_ray(
             if waiting:
                 part = waiting.pop(0)
                 start = first_id + part.start
-                drawn = workers[number].draw.remote([files], labels[part], seed, start)
+                drawn = workers[number].draw.remote([files], labels[part], asked.seed, start)
                 busy[drawn] = (number, part)
 
         for _ in range(AHEAD):
@@ -84,7 +80,7 @@ def draw_on_ray(
             (ready, *_), _ = ray.wait(list(busy), num_returns=1)
             number, part = busy.pop(ready)
             parts[part.start] = ray.get(ready)
-            on_drawn(part.stop - part.start)
+            asked.on_drawn(part.stop - part.start)
             hand_out(number)
         for worker in workers:
             ray.kill(worker)

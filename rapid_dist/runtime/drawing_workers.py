@@ -7,6 +7,7 @@ alone; Ray is imported where it is asked for. Nothing private passes here: a bun
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -20,6 +21,18 @@ from rapid_dist.release.generator import BLOCK_ROWS, Generator
 CHUNK = 4 * BLOCK_ROWS  # Images that a worker draws before it says so.
 
 OnDrawn = Callable[[int], None]  # Is told how many images have come.
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """What is to be drawn, and who hears of it."""
+
+    bundle: Path
+    labels: Int64Array  # [n], the class of each image; their ids follow one another.
+    seed: int
+    first_id: int = 0
+    device: str = "cpu"
+    on_drawn: OnDrawn = lambda count: None
 
 
 class DrawingWorker:
@@ -41,58 +54,50 @@ def chunks(count: int, first_id: int, size: int = CHUNK) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in zip(edges, [*edges[1:], count], strict=True)]
 
 
-def draw_here(
-    bundle: Path, labels: Int64Array, *, seed: int, first_id: int, device: str, on_drawn: OnDrawn
-) -> UInt8Array:
-    """Draws in this process: one image for each label int64 [n], uint8 [n, C, S, S]."""
+def draw_here(asked: Drawing) -> UInt8Array:
+    """Draws in this process: an image for each label, uint8 [n, C, S, S]."""
     before = torch.get_num_threads()
     try:
-        worker = DrawingWorker(bundle, device)
+        worker = DrawingWorker(asked.bundle, asked.device)
         parts = []
         # Small ones, for the first image shows that all is well.
-        for part in chunks(len(labels), first_id, BLOCK_ROWS):
-            parts.append(worker.draw(labels[part], seed, first_id + part.start))
-            on_drawn(part.stop - part.start)
+        for part in chunks(len(asked.labels), asked.first_id, BLOCK_ROWS):
+            start = asked.first_id + part.start
+            parts.append(worker.draw(asked.labels[part], asked.seed, start))
+            asked.on_drawn(part.stop - part.start)
     finally:
         torch.set_num_threads(before)
     return np.concatenate(parts)
 
 
-def draw_in_processes(
-    bundle: Path,
-    labels: Int64Array,
-    *,
-    seed: int,
-    first_id: int,
-    device: str,
-    num_workers: int,
-    on_drawn: OnDrawn,
-) -> UInt8Array:
+def draw_in_processes(asked: Drawing, num_workers: int) -> UInt8Array:
     """Draws in ``num_workers`` processes of this machine; the same images.
 
     Raises:
       RapidError: a process ended before its work was done.
     """
     context = multiprocessing.get_context("spawn")  # A fork would inherit torch's threads.
-    waiting = chunks(len(labels), first_id)
+    waiting = chunks(len(asked.labels), asked.first_id)
     parts: dict[int, UInt8Array] = {}
     busy: dict[Connection, slice] = {}
     processes = []
     try:
         for _ in range(min(num_workers, len(waiting))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, bundle, device), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, asked.bundle, asked.device), daemon=True
+            )
             process.start()
             theirs.close()
             processes.append(process)
-            _hand_out(ours, waiting, busy, labels, seed, first_id)
+            _hand_out(ours, waiting, busy, asked)
         while busy:
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection)
                 part = busy.pop(ready)
                 parts[part.start] = _received(ready)
-                on_drawn(part.stop - part.start)
-                _hand_out(ready, waiting, busy, labels, seed, first_id)
+                asked.on_drawn(part.stop - part.start)
+                _hand_out(ready, waiting, busy, asked)
     finally:
         for process in processes:
             process.terminate()
@@ -101,16 +106,11 @@ def draw_in_processes(
 
 
 def _hand_out(
-    to: Connection,
-    waiting: list[slice],
-    busy: dict[Connection, slice],
-    labels: Int64Array,
-    seed: int,
-    first_id: int,
+    to: Connection, waiting: list[slice], busy: dict[Connection, slice], asked: Drawing
 ) -> None:
     if waiting:
         part = waiting.pop(0)
-        to.send((labels[part], seed, first_id + part.start))
+        to.send((asked.labels[part], asked.seed, asked.first_id + part.start))
         busy[to] = part
 
 

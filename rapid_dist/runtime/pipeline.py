@@ -24,7 +24,7 @@ from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
-from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of
+from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of, trial_fault
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.lineage import lineage_of
@@ -129,6 +129,7 @@ def _run(
     directory = RunDirectory(recipe, prepared.places.out)
     if directory.is_complete():
         return directory.read_json("summary.json")
+    _refuse_trial(prepared, directory)
     chosen = [
         stage for stage in prepared.stages if command is None or stage.name in COMMANDS[command]
     ]
@@ -197,6 +198,14 @@ def _epsilon_watch(prepared: Prepared, directory: RunDirectory, meter: Meter) ->
         directory.run,
         recipe.privacy.delta,
     )
+
+
+def _refuse_trial(prepared: Prepared, directory: RunDirectory) -> None:
+    """A trial that its sweep has not chosen makes no claim, so it is not finished as a run."""
+    ledger = Ledger.open(prepared.places.ledger, prepared.recipe.data.private.name)
+    fault = trial_fault(ledger, directory.run, selection_of(directory.storage))
+    if fault:
+        raise ConfigError(fault)
 
 
 def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirectory) -> None:
@@ -285,7 +294,7 @@ def _finish(
     quality = json.loads(directory.internal.read("quality.json"))
     registry = directory.read_json("registry.json")
     has_bundle = context.out.child(sampling_stages.BUNDLE).exists("checksums.json")
-    # A debug run may have logged private values (P9), and sampling by query has no bundle.
+    # A debug run may have logged private values (P9); one by query was drawn without a bundle once.
     may_leave = recipe.tracking.register_models and not recipe.runtime.debug
     if not registry and has_bundle and may_leave:
         registry = results.register(

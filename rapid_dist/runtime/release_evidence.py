@@ -25,6 +25,7 @@ from rapid_dist.release.gate import Evidence
 from rapid_dist.release.passport_content import PublicData, is_secret
 from rapid_dist.release.registry import ledger_heads, tags_of
 from rapid_dist.release.scan import MODEL_FILES, internal_traces
+from rapid_dist.runtime.chosen import trial_fault
 from rapid_dist.runtime.results import AUDIT
 from rapid_dist.runtime.run_directory import Places, begun_with, places, refused_changes
 from rapid_dist.storage import Storage, StorageMissing, open_storage
@@ -106,12 +107,13 @@ def _finished(
     selection = _json(storage, SELECTION) or None
     bundle_fault = bundle_fault or _bundle_fault(bundle, run, tags, selection)
     solved = catalog.plan_of(settings)
-    ledger, claimed, ledger_fault = None, None, ""
+    ledger, claimed, ledger_fault, fault_of_trial = None, None, "", ""
     try:
         ledger = Ledger.open(where.ledger, recipe.data.private.name)
         require_charged(solved, ledger, run)
         _require_heads(ledger, _known_heads(storage, summary, bundle, registry, recipe))
         claimed = _claim(recipe, ledger, run)
+        fault_of_trial = trial_fault(ledger, run, selection or {})
     except (LedgerError, BudgetError) as error:
         ledger_fault = str(error)
     entries = [] if ledger is None else [e for e in ledger.entries() if e.run == run]
@@ -138,6 +140,7 @@ def _finished(
         contamination=_contamination(recipe, storage, private),
         looks_for_duplicates="contamination" in stages,
         selection=selection,
+        trial_fault=fault_of_trial,
         bundle_fault=bundle_fault,
         traces=internal_traces(bundle, internal, MODEL_FILES),
     )

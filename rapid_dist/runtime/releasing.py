@@ -10,19 +10,22 @@ success it finds the release and says so.
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rapid_dist import __version__
-from rapid_dist.config import Recipe
+from rapid_dist.config import Recipe, RuntimeConfig
+from rapid_dist.data.images import Int64Array, UInt8Array
 from rapid_dist.errors import CheckpointError, ConfigError, ReleaseError
 from rapid_dist.methods import artifacts
 from rapid_dist.release.assemble import Parts, assemble
 from rapid_dist.release.checksums import verify_checksums
 from rapid_dist.release.gate import QUESTIONS, refused
+from rapid_dist.release.passport import PAGE, PASSPORT
 from rapid_dist.release.passport_content import PassportInputs
 from rapid_dist.release.registry import (
     CANDIDATE,
@@ -36,7 +39,10 @@ from rapid_dist.release.registry import (
 )
 from rapid_dist.release.signing import PrivateKey, fingerprint_of, raw_public_key
 from rapid_dist.release.verify import Verified
+from rapid_dist.runtime.drawing import draw
+from rapid_dist.runtime.drawing_workers import CHUNK, Drawing
 from rapid_dist.runtime.lock import locked
+from rapid_dist.runtime.recorded_commands import recorded_release
 from rapid_dist.runtime.release_evidence import Finished, opened, require_run
 from rapid_dist.runtime.run_directory import places
 
@@ -84,7 +90,6 @@ def release(
     out: str,
     signer: Signer,
     today: date,
-    on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Releases a finished run and returns release.json.
 
@@ -101,12 +106,16 @@ def release(
         with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
             target = Path(folder, "bundle")
             target.mkdir()
-            verified = assemble(_parts(finished, signer, today, on_batch), signer.key, target)
+            verified = assemble(_parts(finished, signer, today), signer.key, target)
             store = finished.out.child(RELEASE)
             for name in store.list():
                 store.delete(name)
             artifacts.put_folder(store, lambda copy: _copy_into(target, copy), mark=False)
-            name, version = _register(finished, target, verified)
+            with recorded_release(finished.registry) as record:
+                name, version = _register(finished, target, verified)
+                record.set_tags(_told(name, version, verified))
+                for file in (PASSPORT, PAGE):
+                    record.log_artifact(target / file)
         facts = {
             "name": name,
             "version": version,
@@ -130,9 +139,7 @@ def _require_passed(finished: Finished) -> None:
         raise Refused(finished.evidence.run, reasons)
 
 
-def _parts(
-    finished: Finished, signer: Signer, today: date, on_batch: Callable[[int], None] | None
-) -> Parts:
+def _parts(finished: Finished, signer: Signer, today: date) -> Parts:
     recipe, evidence = finished.recipe, finished.evidence
     assert evidence.claim is not None, "The gate has asked for it."
     assert evidence.audit is not None, "The gate has asked for it."
@@ -143,7 +150,7 @@ def _parts(
         internal=finished.internal,
         synthetic=recipe.release.synthetic,
         synthetic_seed=recipe.release.synthetic_seed,
-        on_batch=on_batch,
+        draw=partial(_drawn, recipe.runtime),
         passport=PassportInputs(
             created=today.isoformat(),
             facts=finished.facts(),
@@ -169,6 +176,13 @@ def _parts(
             checked=tuple(QUESTIONS),
         ),
     )
+
+
+def _drawn(runtime: RuntimeConfig, bundle: Path, labels: Int64Array, seed: int) -> UInt8Array:
+    """Draws the synthetic data set, on the run's workers if it is more than one has to do."""
+    asked = Drawing(bundle=bundle, labels=labels, seed=seed)
+    on_ray = runtime.backend == "ray" and len(labels) > CHUNK
+    return draw(asked, runtime.workers if on_ray else 1, "ray" if on_ray else "process")
 
 
 def _register(finished: Finished, target: Path, verified: Verified) -> tuple[str, int]:
@@ -208,6 +222,17 @@ def _register(finished: Finished, target: Path, verified: Verified) -> tuple[str
     )
     promote(uri, name, version, None if waiting == int(registry["version"]) else waiting)
     return name, version
+
+
+def _told(name: str, version: int, verified: Verified) -> dict[str, str]:
+    return {
+        "release.model": name,
+        "release.version": str(version),
+        "release.signer": verified.signature.signer,
+        "release.key": verified.signature.fingerprint,
+        "bundle.sha256": verified.checksums,
+        "dp.epsilon": str(verified.passport["claim"]["epsilon"]),
+    }
 
 
 def _released_before(finished: Finished) -> dict[str, Any] | None:

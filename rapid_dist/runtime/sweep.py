@@ -38,6 +38,7 @@ from rapid_dist.privacy.selection import (
 )
 from rapid_dist.recipe_files import parse_tree
 from rapid_dist.runtime.backend import needs
+from rapid_dist.runtime.chosen import note_chosen, score_run
 from rapid_dist.runtime.cluster import Needs, cluster_resources, session
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress
@@ -47,7 +48,7 @@ from rapid_dist.runtime.sweep_book import Book, Trial
 from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
 from rapid_dist.runtime.sweep_results import PAGE, record_sweep, write_page
 from rapid_dist.runtime.sweep_search import Listed, Proposer, Space, proposer_of
-from rapid_dist.runtime.sweep_trial import TrialJob, build_public, run_trial, score_run
+from rapid_dist.runtime.sweep_trial import TrialJob, build_public, run_trial
 from rapid_dist.runtime.sweep_tune import describe_failure, run_on_tune
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
@@ -188,6 +189,8 @@ def _conclude(
     place = None
     if planner.proxy is None:
         place = f"{prepared.places.out}/{CHOSEN}"
+        ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
+        note_chosen(ledger, _runs(planner, best)[0], name)
         _hand_over(planner.job(best.number, best.point), place, told)
     secret = recipe.sweep.promise == "repeat_and_select"
     result = {

@@ -23,6 +23,7 @@ from rapid_dist.privacy.mechanism import GaussianEvent, gaussian_event
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend
+from rapid_dist.runtime.chosen import score_run
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.keeper_client import keep_beside_driver
 from rapid_dist.runtime.progress import Progress
@@ -165,8 +166,3 @@ def _score_keeper(job: TrialJob, directory: RunDirectory, event: GaussianEvent) 
     on_ray = recipe.runtime.backend == "ray"
     opened: Callable[[], Keeper] = (lambda: keep_beside_driver(maker)) if on_ray else maker
     return opened()
-
-
-def score_run(run: str) -> str:
-    """Returns the name under which the ledger has the scores of a run."""
-    return f"{run}-score"

@@ -27,9 +27,12 @@ from rapid_dist.release.registry import (
     promote,
     register_model,
     released_versions,
+    run_of,
 )
 from rapid_dist.runtime import pipeline, releasing
 from rapid_dist.runtime.audit import audit_content
+from rapid_dist.runtime.recorded_commands import record_audit
+from rapid_dist.storage import open_storage
 
 # MLflow's own: SQLAlchemy 2.1 deprecates a strategy that MLflow 3.17 maps its tables with.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -66,6 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline.run(recipe, str(out))
     content = audit_content(recipe, plan(recipe.privacy, recipe.num_units), "quick", PASSED)
     (out / "audit.json").write_text(json.dumps(content))
+    assert record_audit(open_storage(out), content) == ""
     return out
 
 
@@ -129,6 +133,12 @@ def _link_internal(out: Path) -> None:
     (out / "bundle" / "extra.json").symlink_to(out / "internal" / "quality.json")
 
 
+def _chosen_among_a_secret_number(out: Path) -> None:
+    """A sweep's price is there, and the bundle still states what all runs cost together."""
+    price = {"promise": "repeat_and_select", "epsilon": 9.99, "sentence": "The best of a few."}
+    (out / "selection.json").write_text(json.dumps(price))
+
+
 def _quality_in_bundle(out: Path) -> None:
     quality = json.loads((out / "internal" / "quality.json").read_text())
     model = json.loads((out / "bundle" / "model.json").read_text())
@@ -152,6 +162,7 @@ def _quality_in_bundle(out: Path) -> None:
          {"bundle_whole": "model.json has changed", "bundle_not_internal": "no JSON"}),
         (_quality_in_bundle, (),
          {"bundle_whole": "model.json has changed", "bundle_not_internal": "figures"}),
+        (_chosen_among_a_secret_number, (), {"bundle_whole": "states dataset_epsilon"}),
         (lambda out: None, ("release.noise=secure",), {"noise_as_demanded": "5 of 5 releases"}),
         (lambda out: None, ("release.dataset_epsilon=1",), {"dataset_budget_kept": "are 1 "}),
         (lambda out: None, ("runtime.debug=true",), {"mode_not_debug": "runtime.debug"}),
@@ -238,6 +249,8 @@ def test_a_run_is_released_verified_listed_and_withdrawn(
     assert version.tags["bundle.sha256"] == told["sha256"]
     assert passport["claim"]["sentence"] in (version.description or "")
 
+    _recorded_below_the_run(client, run_of(uri, name, 2), told)
+
     assert main(["release", "list", "--tracking-uri", uri, "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (listed["version"], listed["aliases"]) == (2, ["released"])
@@ -251,6 +264,29 @@ def test_a_run_is_released_verified_listed_and_withdrawn(
     assert gone.tags["withdrawn.reason"] == "a faulty scanner"
     assert main(signed) == 4  # What was withdrawn does not come back by the same command.
     assert "withdrawn" in capsys.readouterr().err
+
+    draw = ["generate", "--tracking-uri", uri, "--out", str(tmp_path / "drawn"), "--model"]
+    assert main([*draw, f"models:/{name}@released"]) == 2
+    assert "no alias released" in capsys.readouterr().err
+    client.set_registered_model_alias(name, "released", "2")  # Somebody puts it back by hand.
+    for model in (f"models:/{name}@released", f"models:/{name}/2"):
+        assert main([*draw, model]) == 4
+        assert "was withdrawn: a faulty scanner" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+
+
+def _recorded_below_the_run(client: MlflowClient, parent: str, told: dict[str, Any]) -> None:
+    """Audit and release are children of the run, as its stages are; nothing is left open."""
+    experiment = client.get_run(parent).info.experiment_id
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert [r.info.run_id for r in runs if "mlflow.parentRunId" not in r.data.tags] == [parent]
+    below = {r.info.run_name: r for r in runs if r.info.run_id != parent}
+    assert {"pretrain", "train", "evaluate", "audit", "release"} <= below.keys()
+    assert below["audit"].data.metrics["audit.questions"] == 1
+    assert below["release"].data.tags["release.version"] == str(told["version"])
+    files = {file.path for file in client.list_artifacts(below["release"].info.run_id)}
+    assert files == {"passport.json", "passport.html"}
 
 
 def _stranger_verifies(bundle: Path, public: Path, scratch: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.runtime import pipeline
+from rapid_dist.runtime import pipeline, releasing
 from rapid_dist.runtime.sweep import run_sweep
 
 TINY = [
@@ -196,11 +197,35 @@ def test_the_chosen_model_is_finished_by_run_with_the_price_of_the_choice(
     assert len(Ledger.open(out.parent / "ledger", "digits").entries()) == entries
 
 
+def _refused_as_trial(run: Path, said: str) -> None:
+    recipe = load_recipe(run / "config.yaml")
+    with pytest.raises(ConfigError, match=said):
+        pipeline.run(recipe, str(run))
+    with pytest.raises(releasing.Refused) as refusal:
+        releasing.check(recipe, str(run), date.today())
+    assert said in refusal.value.reasons["selection_priced"]
+    assert not (run / "registry.json").exists()
+
+
+def test_a_trial_that_was_not_chosen_is_neither_finished_nor_released(
+    shown: tuple[Path, dict[str, Any]],
+) -> None:
+    out, result = shown
+    best = result["winner"]["number"]
+    _refused_as_trial(out / f"trials/{1 - best:03d}/run", "which has not chosen it")
+    _refused_as_trial(out / f"trials/{best:03d}/run", "lacks selection.json")
+    with pytest.raises(releasing.Refused) as refusal:  # For other reasons: it has no audit.
+        releasing.check(load_recipe(out / "winner.yaml"), str(out / "chosen"), date.today())
+    assert "Release the sweep's" not in refusal.value.reasons["selection_priced"]
+
+
 def test_of_a_secret_number_of_runs_nothing_but_one_model_is_outside_internal(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "sweep"
     result = run_sweep(_recipe(*SECRET), str(out))
+    for run in (out / "internal" / "trials").glob("*/run"):
+        _refused_as_trial(run, "Release the sweep's folder chosen/")
     assert (result["trials"], result["winner"]["number"]) == (None, None)
     assert {path.name for path in out.iterdir()} == {
         "chosen", "config.yaml", "internal", "name.json", "run.lock", "sweep.json", "winner.yaml",

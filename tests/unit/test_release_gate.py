@@ -41,6 +41,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("selection_priced", {"selection": {**CHOSEN, "epsilon": 5.1}}, "5.1000 (promise per_trial)"),
     ("selection_priced", {"selection": {**CHOSEN, "epsilon": None}}, "unknown epsilon"),
     ("selection_priced", {"selection": {"promise": "public_proxy"}}, "selection.json"),
+    ("selection_priced", {"trial_fault": "It was a trial."}, "It was a trial."),
     ("noise_as_demanded", {"config": SECURE}, "21 of 21 releases had fast noise"),
     ("noise_as_demanded",
      {"config": SECURE, "claim": replace(tiny_claim(), num_discrete=20)}, "1 of 21"),

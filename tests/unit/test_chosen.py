@@ -1,0 +1,56 @@
+"""Which run of a sweep may leave, by what the ledger says of it."""
+
+from pathlib import Path
+
+import pytest
+
+from rapid_dist.privacy.dataset_total import declare_secret
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.privacy.selection import Candidate, RunsConfig
+from rapid_dist.runtime.chosen import note_chosen, score_run, trial_fault
+
+EVENT = GaussianEvent(noise_multiplier=2.0)
+PRICE = {"promise": "per_trial", "epsilon": 9.0, "sentence": "Two trials, composed."}
+
+
+def _charged(ledger: Ledger, run: str, *, scored: bool = True) -> None:
+    for name in (run, score_run(run)) if scored else (run,):
+        ledger.append("query", name, attempt=ledger.begin_attempt(name), event=EVENT)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger.open(tmp_path, "scans")
+    for run in ("won", "lost"):
+        _charged(ledger, run)
+    _charged(ledger, "plain", scored=False)
+    note_chosen(ledger, "won", "scans-sweep-1")
+    return ledger
+
+
+def test_the_chosen_run_leaves_with_its_price_and_a_run_of_its_own_without(ledger: Ledger) -> None:
+    assert trial_fault(ledger, "won", PRICE) == ""
+    assert trial_fault(ledger, "plain", {}) == ""
+
+
+def test_a_trial_that_lost_stays_whatever_its_directory_says(ledger: Ledger) -> None:
+    for selection in ({}, PRICE):  # Somebody has copied the chosen one's price.
+        assert "has not chosen it" in trial_fault(ledger, "lost", selection)
+
+
+def test_the_chosen_run_stays_where_its_price_is_missing(ledger: Ledger) -> None:
+    assert "lacks selection.json" in trial_fault(ledger, "won", {})
+
+
+def test_a_run_of_a_secret_sweep_stays_before_it_has_a_score(ledger: Ledger) -> None:
+    possible = [Candidate(training=(EVENT,), score=(EVENT,))]
+    declare_secret(ledger, "scans-sweep-2", RunsConfig(mean=4.0), possible)
+    _charged(ledger, "scans-sweep-2-0a1b", scored=False)
+    assert "has not chosen it" in trial_fault(ledger, "scans-sweep-2-0a1b", PRICE)
+
+
+def test_a_choice_is_noted_once(ledger: Ledger) -> None:
+    before = len(ledger.entries())
+    note_chosen(ledger, "won", "scans-sweep-1")
+    assert len(ledger.entries()) == before
