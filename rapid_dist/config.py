@@ -36,6 +36,7 @@ from rapid_dist.private.contamination import ContaminationConfig
 from rapid_dist.private.index import PrivateIndexConfig
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
+from rapid_dist.public.autoencode import AutoencoderConfig
 from rapid_dist.public.conditional import ConditionalConfig
 from rapid_dist.public.contrast import ContrastConfig
 from rapid_dist.public.pretrain import PretrainConfig
@@ -111,12 +112,13 @@ class Recipe(_Node):
     """A whole experiment. Everything in it is public."""
 
     name: str = "recipe"
-    method: Literal["rapid", "dpdm", "dp_rdm"] = "rapid"
+    method: Literal["rapid", "dpdm", "dp_ldm", "dp_rdm"] = "rapid"
     seed: int = Field(default=0, ge=0)  # Of public randomness; secret keys come from the OS.
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     split: SplitConfig = SplitConfig()
+    autoencoder: AutoencoderConfig | None = None  # Diffusion in its latents; null = in pixels.
     pretrain: PretrainConfig = PretrainConfig()
     contrast: ContrastConfig = ContrastConfig()
     knowledge_base: KnowledgeBaseConfig = KnowledgeBaseConfig()

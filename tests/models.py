@@ -10,6 +10,7 @@ import torch
 
 from rapid_dist.collective import Collective, SingleProcess
 from rapid_dist.data.images import ImageSpec, PrivateImages, PublicImages, to_unit
+from rapid_dist.diffusion.autoencoder import Autoencoder, Posterior, VaeConfig, new_vae
 from rapid_dist.diffusion.denoiser import Denoiser, NetworkConfig
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
@@ -20,6 +21,7 @@ from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import PrivateStep
+from rapid_dist.public.autoencode import measure_latents
 
 SIZE, CLASSES = 8, 3
 KEY = SecretKey(bytes(range(KEY_BYTES)))  # Fixed, so that a test gives the same result every time.
@@ -40,6 +42,31 @@ def tiny_denoiser(channels: int = 1, seed: int = 0, **network: Any) -> Denoiser:
             tiny_network(**network), channels=channels, size=SIZE, num_classes=CLASSES
         )
         # Untrained, the output layer is nearly zero, and so would all other gradients be.
+        torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.2)
+    return denoiser
+
+
+def tiny_autoencoder(seed: int = 0, measured: bool = True, **facts: Any) -> Autoencoder:
+    """Returns an untrained autoencoder of 8x8 grey images, latents [2, 4, 4], scaled."""
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = VaeConfig(widths=(8, 8), latent_channels=2, norm_groups=4)
+        vae = new_vae(config, channels=1, size=SIZE)
+    autoencoder = Autoencoder(vae, channels=1, size=SIZE, **facts)
+    if measured:
+        measure_latents(autoencoder, public_images(), 40, seed=0, data_std=0.5)
+    return autoencoder
+
+
+def latent_denoiser(seed: int = 0, posterior: Posterior = "mean", **network: Any) -> Denoiser:
+    """Returns a network of such latents, every parameter of which matters."""
+    autoencoder = tiny_autoencoder(posterior=posterior)
+    with _ONE_AT_A_TIME, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser = Denoiser(
+            tiny_network(**network), channels=1, size=SIZE, num_classes=CLASSES,
+            autoencoder=autoencoder,
+        )  # fmt: skip
         torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.2)
     return denoiser
 
@@ -93,7 +120,7 @@ def draw_maker(**changes: Any) -> DrawMaker:
     """Returns a maker; ``changes`` are of its fields, or of its TrainConfig."""
     fields: dict[str, Any] = {
         "images": private_images(), "schedule": SCHEDULE, "split_step": 450, "no_label": CLASSES,
-        "label_drop": 0.1, "find_references": references_of,
+        "label_drop": 0.1, "find_references": references_of, "autoencoder": None,
     }  # fmt: skip
     config = {"micro_batch": 4, **{k: changes[k] for k in changes.keys() - fields}}
     fields |= {k: changes[k] for k in changes.keys() & fields}

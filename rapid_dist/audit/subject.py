@@ -28,7 +28,7 @@ from rapid_dist.private.loop import Keeper, OnStep, train_private
 from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import Charge, ClippedSum, PrivateStep
-from rapid_dist.private.subset import restrict_trainable
+from rapid_dist.private.subset import apply_subset
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.storage import Storage
 
@@ -91,7 +91,7 @@ class Subject:
         """A new denoiser as the loop has it: its precision, and the recipe's subset trainable."""
         denoiser = self.make_denoiser()
         denoiser.precision = precision_on(device_of(denoiser), self.config.precision)
-        restrict_trainable(denoiser, self.config.trainable)
+        apply_subset(denoiser, self.config)
         return denoiser
 
     def on(self, images: PrivateImages) -> "Subject":

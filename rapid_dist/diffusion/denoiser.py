@@ -3,8 +3,12 @@
 D(x; s) = c_skip x + c_out F(c_in x; c_noise), with F the network and s the noise level (their
 Table 1, column "EDM"). Shapes: B rows, C channels, H = W pixels.
 
-What is stored is what diffusers opens: ``unet/`` in its own layout, weights in safetensors, and
-``denoiser.json`` with the few numbers around it. No pickle is written or read.
+It works on images, or on the latents of an autoencoder that it carries along: ``encode`` leads from
+images to what it denoises, ``decode`` back, and without an autoencoder neither does anything.
+
+What is stored is what diffusers opens: ``unet/`` and, with an autoencoder, ``vae/`` in its own
+layout, weights in safetensors, and ``denoiser.json`` with the few numbers around them. No pickle is
+written or read.
 """
 
 import copy
@@ -18,6 +22,7 @@ from diffusers import UNet2DModel
 from torch import nn
 from torch.nn import functional
 
+from rapid_dist.diffusion.autoencoder import Autoencoder
 from rapid_dist.errors import CheckpointError, ConfigError
 
 
@@ -76,15 +81,29 @@ class Denoiser(nn.Module):
         size: int,
         num_classes: int,
         data_std: float = 0.5,
+        autoencoder: Autoencoder | None = None,
     ) -> None:
+        """
+        Args:
+          channels, size: of images; with an autoencoder they must be its own.
+        """
         super().__init__()
+        if autoencoder is not None:
+            if (channels, size, size) != autoencoder.image_shape:
+                raise ConfigError(
+                    f"The autoencoder is for images of {autoencoder.image_shape}, these have "
+                    f"{(channels, size, size)}. Use one that was made for them."
+                )
+            channels, size = autoencoder.channels, autoencoder.size
         scale = config.patch * 2 ** (len(config.widths) - 1)
         if size % scale:
+            what = "Images" if autoencoder is None else "Latents"
             raise ConfigError(
-                f"Images of {size} pixels do not divide by network.patch * 2^(resolutions - 1) = "
+                f"{what} of {size} pixels do not divide by network.patch * 2^(resolutions - 1) = "
                 f"{scale}. Use fewer network.widths or a smaller network.patch."
             )
         self.config = config
+        self.autoencoder = autoencoder
         self.channels = channels
         self.size = size
         self.num_classes = num_classes
@@ -114,6 +133,32 @@ class Denoiser(nn.Module):
     def no_label(self) -> int:
         """The label index that stands for "no label"."""
         return self.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of images, whatever is denoised."""
+        if self.autoencoder is not None:
+            return self.autoencoder.image_shape
+        return (self.channels, self.size, self.size)
+
+    def encode(
+        self, images: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Images float32 [n, C, H, W] in [-1, 1] -> what is denoised; row by row.
+
+        Args:
+          generator: for the draw from the posterior that a row for training is, where the
+            autoencoder says so; without one it is the posterior's mean.
+        """
+        if self.autoencoder is None:
+            return images
+        if generator is None:
+            return self.autoencoder.encode(images)
+        return self.autoencoder.rows_for_training(images, generator)
+
+    def decode(self, clean: torch.Tensor) -> torch.Tensor:
+        """What was denoised -> images float32 [n, C, H, W], about [-1, 1]; row by row."""
+        return clean if self.autoencoder is None else self.autoencoder.decode(clean)
 
     def forward(
         self, noised: torch.Tensor, noise_level: torch.Tensor, labels: torch.Tensor
@@ -170,16 +215,20 @@ def weights_of(level: torch.Tensor, data_std: float) -> torch.Tensor:
 
 
 def save_denoiser(denoiser: Denoiser, directory: Path) -> None:
-    """Writes ``unet/`` (diffusers layout, safetensors) and ``denoiser.json``."""
+    """Writes ``unet/``, ``vae/`` if there is one (diffusers layout), and ``denoiser.json``."""
     directory.mkdir(parents=True, exist_ok=True)
     denoiser.unet.save_pretrained(directory / "unet", safe_serialization=True)
-    facts = {
+    facts: dict[str, Any] = {
         "network": asdict(denoiser.config),
         "channels": denoiser.channels,
         "size": denoiser.size,
         "num_classes": denoiser.num_classes,
         "data_std": denoiser.data_std,
     }
+    if denoiser.autoencoder is not None:
+        denoiser.autoencoder.save_vae(directory)
+        facts["channels"], facts["size"], _ = denoiser.image_shape
+        facts["autoencoder"] = denoiser.autoencoder.facts()
     (directory / "denoiser.json").write_text(json.dumps(facts, indent=2))
 
 
@@ -195,7 +244,9 @@ def load_denoiser(directory: Path) -> Denoiser:
             key: tuple(value) if isinstance(value, list) else value
             for key, value in facts.pop("network").items()
         }
-        denoiser = Denoiser(NetworkConfig(**network), **facts)
+        space = facts.pop("autoencoder", None)
+        autoencoder = None if space is None else Autoencoder.opened(directory, space)
+        denoiser = Denoiser(NetworkConfig(**network), autoencoder=autoencoder, **facts)
         unet = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
             directory / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )

@@ -17,6 +17,7 @@ import numpy as np
 
 from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array, content_hashes
 from rapid_dist.data.sources import load_public, split_public
+from rapid_dist.diffusion.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
 from rapid_dist.errors import DataError
 from rapid_dist.methods.settings import MethodSettings
@@ -47,11 +48,21 @@ def public_data_identity(settings: MethodSettings) -> str:
     )
 
 
+def autoencoder_name(settings: MethodSettings) -> str:
+    """Returns the folder of the recipe's autoencoder, which it must have."""
+    assert settings.autoencoder is not None, "Asked for where latents are diffused."
+    shaping = asdict(settings.autoencoder)
+    for name in ("licence", "hub"):  # How it may be had changes no weight.
+        del shaping[name]
+    identity = fingerprint(public_data_identity(settings), shaping, settings.schedule.data_std)
+    return f"autoencoder-{identity}"
+
+
 def pretrain_name(settings: MethodSettings) -> str:
-    identity = fingerprint(
-        public_data_identity(settings), settings.network, settings.schedule, settings.pretrain
-    )
-    return f"denoiser-{identity}"
+    parts = [public_data_identity(settings), settings.network, settings.schedule, settings.pretrain]
+    if settings.autoencoder is not None:  # Names of before know nothing of it.
+        parts.append(autoencoder_name(settings))
+    return f"denoiser-{fingerprint(*parts)}"
 
 
 def extractor_name(settings: MethodSettings) -> str:
@@ -197,6 +208,17 @@ def put_denoiser(storage: Storage, denoiser: Denoiser) -> None:
 
 def get_denoiser(uri: str) -> Denoiser:
     return with_folder(open_storage(uri), load_denoiser)
+
+
+def put_autoencoder(storage: Storage, autoencoder: Autoencoder) -> None:
+    put_folder(storage, lambda folder: save_autoencoder(autoencoder, folder))
+
+
+def open_autoencoder(settings: MethodSettings, public_uri: str) -> Autoencoder | None:
+    """Returns the recipe's autoencoder out of the public store; None where pixels are diffused."""
+    if settings.autoencoder is None:
+        return None
+    return with_folder(open_storage(public_uri).child(autoencoder_name(settings)), load_autoencoder)
 
 
 def put_extractor(storage: Storage, extractor: ContrastExtractor) -> None:

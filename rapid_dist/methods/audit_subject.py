@@ -30,6 +30,7 @@ from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from rapid_dist.private.settings import TrainConfig
+from rapid_dist.public.autoencode import make_autoencoder, measure_latents
 from rapid_dist.public.build import build_knowledge_base, knowledge_base_spec
 from rapid_dist.retrieval.features import ContrastExtractor
 from rapid_dist.storage import LocalStorage
@@ -65,7 +66,7 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
     images = stand_ins(settings, pretrain)
     with tempfile.TemporaryDirectory(prefix="rapid-audit-") as folder:
         finder = _Finder(own, plan.dp_sgd, reference, Path(folder))
-        denoiser = _denoiser(own, private_stages.num_classes(own))
+        denoiser = _denoiser(own, private_stages.num_classes(own), reference)
 
         def make_draws(images: PrivateImages, config: TrainConfig) -> DrawMaker:
             return DrawMaker(
@@ -76,6 +77,7 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
                 no_label=denoiser.no_label,
                 label_drop=own.network.label_drop,
                 find_references=finder.of(images),
+                autoencoder=denoiser.autoencoder,
             )
 
         units = images.spec.num_units
@@ -154,7 +156,7 @@ class _Finder:
             extractor = ContrastExtractor(
                 own.contrast.extractor, reference.spec.channels, reference.spec.size
             ).freeze()
-        network = _denoiser(own, reference.spec.num_classes)
+        network = _denoiser(own, reference.spec.num_classes, reference)
         artifacts.put_denoiser(public.child(artifacts.pretrain_name(own)), network)
         artifacts.put_extractor(public.child(artifacts.extractor_name(own)), extractor)
         spec = knowledge_base_spec(
@@ -164,19 +166,28 @@ class _Finder:
             embedder="audit",
         )
         place = public.child(artifacts.knowledge_base_name(own))
-        build_knowledge_base(reference, spec, public_stages.open_embedder(own, public.uri), place)
+        embed = public_stages.open_embedder(own, public.uri)
+        build_knowledge_base(reference, spec, embed, place, encode=network.encode)
 
 
-def _denoiser(settings: MethodSettings, num_classes: int) -> Denoiser:
-    """The recipe's network, with weights that matter."""
+def _denoiser(settings: MethodSettings, num_classes: int, public: PublicImages) -> Denoiser:
+    """The recipe's network, with weights that matter, and an autoencoder likewise if it has one."""
+    autoencoder = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
+        if settings.autoencoder is not None:
+            own, shape = settings.autoencoder, settings.private
+            autoencoder = make_autoencoder(own, channels=shape.channels, size=shape.size)
+            std = settings.schedule.data_std
+            measure_latents(autoencoder, public, LETTERS, seed=settings.seed, data_std=std)
+            torch.manual_seed(settings.seed)
         denoiser = Denoiser(
             settings.network,
             channels=settings.private.channels,
             size=settings.private.size,
             num_classes=num_classes,
             data_std=settings.schedule.data_std,
+            autoencoder=autoencoder,
         )
         # Untrained, the output layer is nearly zero, and so would all other gradients be.
         torch.nn.init.normal_(denoiser.unet.conv_out.weight, std=0.2)

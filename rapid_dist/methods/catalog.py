@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from rapid_dist.errors import ConfigError
-from rapid_dist.methods import dp_rdm, dpdm, rapid
+from rapid_dist.methods import dp_ldm, dp_rdm, dpdm, rapid
+from rapid_dist.methods.autoencode_stage import autoencode_stage
 from rapid_dist.methods.checks import check_settings
 from rapid_dist.methods.context import Promise, Stage
 from rapid_dist.methods.settings import MethodSettings
@@ -36,6 +37,7 @@ METHODS: dict[str, Method] = {
     "rapid": rapid,
     "dpdm": dpdm,
     "dp_rdm": dp_rdm,
+    "dp_ldm": dp_ldm,
 }
 
 
@@ -44,8 +46,11 @@ def method_of(settings: MethodSettings) -> Method:
 
 
 def stages_of(settings: MethodSettings) -> tuple[Stage, ...]:
-    """Returns the stages of the settings' method, in order."""
-    return method_of(settings).stages(settings)
+    """Returns the stages of the settings' method, in order; a public autoencoder comes first."""
+    stages = method_of(settings).stages(settings)
+    if settings.autoencoder is None or not any(stage.name == "pretrain" for stage in stages):
+        return stages
+    return (autoencode_stage(), *stages)
 
 
 def has_stage(settings: MethodSettings, name: str) -> bool:
@@ -60,6 +65,15 @@ def check_method(settings: MethodSettings) -> None:
       ConfigError: names the setting, its value and the remedy.
     """
     method_of(settings).check(settings)  # First: what it says is nearer to what was meant.
+    if settings.autoencoder is not None and not has_stage(settings, "pretrain"):
+        raise ConfigError(
+            f"Method {settings.method} sees no public data here, and an autoencoder is made of "
+            "some. Set autoencoder to null, or begin from public weights (train.start=public)."
+        )
+    if settings.autoencoder is not None and has_stage(settings, "condition"):
+        raise ConfigError(
+            f"Method {settings.method} works on pixels so far. Set autoencoder to null."
+        )
     check_settings(settings)
     if settings.privacy.candidate_share and not has_stage(settings, "candidates"):
         raise ConfigError(

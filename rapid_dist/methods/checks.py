@@ -5,7 +5,7 @@ import torch
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.private.subset import restrict_trainable
+from rapid_dist.private.subset import apply_subset
 
 
 def check_settings(settings: MethodSettings) -> None:
@@ -27,11 +27,22 @@ def check_settings(settings: MethodSettings) -> None:
             f"prior.feature_step is {prior.feature_step}, but schedule.num_steps is {top}. Choose "
             "a step of the schedule."
         )
-    with torch.device("meta"):  # Shapes alone: no number is drawn.
-        network = Denoiser(
+    apply_subset(shape_of(settings), settings.train)
+
+
+def shape_of(settings: MethodSettings) -> Denoiser:
+    """Returns the private network without its numbers: shapes alone.
+
+    Raises:
+      ConfigError: it does not fit the images, or the autoencoder's latents.
+    """
+    channels, size = settings.private.channels, settings.private.size
+    if settings.autoencoder is not None:
+        channels, size = settings.autoencoder.latent_shape(size)
+    with torch.device("meta"):  # No number is drawn.
+        return Denoiser(
             settings.network,
-            channels=settings.private.channels,
-            size=settings.private.size,
+            channels=channels,
+            size=size,
             num_classes=max(1, settings.private.num_classes),
         )
-    restrict_trainable(network, settings.train.trainable)

@@ -95,10 +95,10 @@ def controls_of(context: RunContext) -> dict[str, ImageSet]:
 
     At no budget: the public model alone, references drawn uniformly, and the public model run from
     those. At the prior's budget: its references as they are, the public model run from them, and
-    the adapted model without a step of DP-SGD.
+    the adapted model without a step of DP-SGD. A method without references has the first alone.
     """
     settings = context.settings
-    if settings.method != "rapid" or not settings.evaluation.controls:
+    if settings.method not in ("rapid", "dp_ldm") or not settings.evaluation.controls:
         return {}
     at = ControlSource(
         settings=settings, public_uri=context.public.uri, out_uri=context.out.uri, source="noise"
@@ -112,6 +112,8 @@ def controls_of(context: RunContext) -> dict[str, ImageSet]:
         )
 
     add("public model", at)
+    if settings.method == "dp_ldm":
+        return controls  # It has no references.
     add("references, uniform", replace(uniform, jitter=False), references=True)
     add("public model from uniform references", uniform)
     if context.plan.prior is not None:

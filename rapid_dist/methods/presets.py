@@ -14,6 +14,12 @@ _WHOLE_SCHEDULE = ("train.mode=full", "sampling.source=noise", *_NO_PRIOR)
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "rapid": (),
+    "dp_ldm": (
+        *_WHOLE_SCHEDULE,
+        "autoencoder.posterior=mean",  # An autoencoder; the recipe's own, if it has one.
+        "train.trainable=attention",
+        "train.micro_batch=null",
+    ),
     "dpdm": (
         *_WHOLE_SCHEDULE,
         *_NOT_DECIDED,

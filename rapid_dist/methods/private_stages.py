@@ -17,6 +17,7 @@ from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.compute import device_of, precision_on
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.methods import artifacts
+from rapid_dist.methods.checks import shape_of
 from rapid_dist.methods.clusters import assign_clusters, open_centroids
 from rapid_dist.methods.context import Keeper, Report, RunContext, Searcher
 from rapid_dist.methods.public_stages import open_embedder
@@ -29,7 +30,7 @@ from rapid_dist.private.memory import keep_freed_memory, solve_micro_batch
 from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import ClippedSum
-from rapid_dist.private.subset import restrict_trainable
+from rapid_dist.private.subset import apply_subset, told
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.public.adapt import prior_rows
 from rapid_dist.public.fit import fit_denoiser
@@ -195,6 +196,7 @@ class TrainTask:
                 no_label=denoiser.no_label,
                 label_drop=settings.network.label_drop,
                 find_references=self.find_references(images, report),
+                autoencoder=denoiser.autoencoder,
             ),
             self.mechanism,
             collective=collective,
@@ -214,7 +216,7 @@ class TrainTask:
         if config.micro_batch is not None:
             return config
         denoiser.precision = precision_on(device_of(denoiser), config.precision)
-        restrict_trainable(denoiser, config.trainable)
+        apply_subset(denoiser, config)
         micro_batch = solve_micro_batch(
             denoiser,
             config.rows_per_record,
@@ -298,6 +300,9 @@ def run_train(context: RunContext) -> None:
     if context.plan.dp_sgd is None:
         artifacts.put_denoiser(storage, artifacts.get_denoiser(context.out.child(ADAPTED).uri))
         return
+    whole, subset = shape_of(context.settings), context.settings.train
+    if subset.trainable != "all" or subset.blocks is not None:
+        context.note(told(apply_subset(whole, subset), whole))
     task = TrainTask(
         settings=context.settings,
         mechanism=context.plan.dp_sgd,

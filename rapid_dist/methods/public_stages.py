@@ -16,6 +16,7 @@ from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts
+from rapid_dist.methods.autoencode_stage import run_autoencode
 from rapid_dist.methods.context import Report, RunContext
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.build import (
@@ -32,7 +33,7 @@ from rapid_dist.public.index import write_index
 from rapid_dist.public.pretrain import public_rows
 from rapid_dist.retrieval.features import ContrastExtractor, pixel_features
 from rapid_dist.retrieval.manifest import Manifest
-from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf
+from rapid_dist.retrieval.shard_maker import Embed, Encode, FeaturesOf, as_they_are
 from rapid_dist.retrieval.stats import index_line
 from rapid_dist.storage import Storage, open_storage
 
@@ -48,6 +49,7 @@ class PretrainTask:
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
         images, _ = artifacts.load_plain_split(settings)
+        autoencoder = artifacts.open_autoencoder(settings, self.public_uri)
         torch.manual_seed(settings.seed)
         denoiser = Denoiser(
             settings.network,
@@ -55,6 +57,7 @@ class PretrainTask:
             size=images.spec.size,
             num_classes=images.spec.num_classes,
             data_std=settings.schedule.data_std,
+            autoencoder=autoencoder,
         ).to(self.device)
         place = open_storage(self.public_uri).child(artifacts.pretrain_name(settings))
         fit_denoiser(
@@ -108,7 +111,7 @@ class ContrastTask:
 
 
 def open_embedder(settings: MethodSettings, public_uri: str) -> Embed:
-    """Returns the function from states at the query step, float32 [n, C, H, W], to keys [n, D].
+    """Returns the function from states at the query step, float32 [n, c, h, w], to keys [n, D].
 
     A key is h of the one-evaluation clean estimate, or that estimate's pooled pixels.
     """
@@ -148,15 +151,17 @@ def open_extractor(settings: MethodSettings, public_uri: str) -> FeaturesOf:
 
 @dataclass(frozen=True, kw_only=True)
 class _Embedders:
-    """Opens both functions where the shard is made."""
+    """Opens the functions that a shard is made by, where it is made."""
 
     settings: MethodSettings
     public_uri: str
 
-    def __call__(self) -> tuple[Embed, FeaturesOf]:
+    def __call__(self) -> tuple[Embed, FeaturesOf, Encode]:
+        autoencoder = artifacts.open_autoencoder(self.settings, self.public_uri)
         return (
             open_embedder(self.settings, self.public_uri),
             open_features(self.settings, self.public_uri),
+            as_they_are if autoencoder is None else autoencoder.encode,
         )
 
 
@@ -175,6 +180,7 @@ def run_pretrain(context: RunContext) -> None:
     name = artifacts.pretrain_name(context.settings)
     if not artifacts.is_done(context.public.child(name)):
         _refuse_few_references(context.settings)
+        run_autoencode(context)  # Again, where a source was dropped.
     _run_once(context, name, "pretrain", PretrainTask)
 
 

@@ -209,7 +209,7 @@ def sample_by_query(
         # The sample's own noise, as in training: two samples that retrieve one trajectory with
         # its noise would be one picture.
         noise = normal_for(seed, ids, shape, purpose="state")
-        surrogate = to_unit(references) + late[0] * noise
+        surrogate = denoiser.encode(to_unit(references)) + late[0] * noise
         own = torch.zeros(BLOCK_ROWS, dtype=torch.int64)
         count = min(BLOCK_ROWS, len(labels) - start)
         own[:count] = torch.from_numpy(labels[start : start + count])
@@ -218,10 +218,10 @@ def sample_by_query(
         )
         parts.append(
             (
-                from_unit(at_query / (1 + early.levels[-1]))[:count],
+                from_unit(denoiser.decode(at_query / (1 + early.levels[-1])))[:count],
                 references[:count],
-                from_unit(surrogate / (1 + late[0]))[:count],
-                from_unit(clean)[:count],
+                from_unit(denoiser.decode(surrogate / (1 + late[0])))[:count],
+                from_unit(denoiser.decode(clean))[:count],
                 entries[:count],
             )
         )

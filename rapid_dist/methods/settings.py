@@ -14,6 +14,7 @@ from rapid_dist.private.contamination import ContaminationConfig
 from rapid_dist.private.index import PrivateIndexConfig
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.public.adapt import AdaptConfig
+from rapid_dist.public.autoencode import AutoencoderConfig
 from rapid_dist.public.conditional import ConditionalConfig
 from rapid_dist.public.contrast import ContrastConfig
 from rapid_dist.public.pretrain import PretrainConfig
@@ -58,6 +59,7 @@ class MethodSettings:
     knowledge_base: KnowledgeBaseConfig
     contamination: ContaminationConfig
     prior: PriorConfig
+    autoencoder: AutoencoderConfig | None = None  # None: pixels are diffused.
     adapt: AdaptConfig
     privacy: PrivacyConfig
     train: TrainConfig

@@ -20,14 +20,16 @@ import numpy as np
 import torch
 
 from rapid_dist.data.images import PrivateImages, to_unit
+from rapid_dist.diffusion.autoencoder import Autoencoder
 from rapid_dist.diffusion.loss import Rows
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.private.settings import TrainConfig
 
-# (images int64 [B * J], clean float32 [B * J, C, H, W], one generator each) -> surrogate references
-# float32 [B * J, C, H, W]. Row i may depend on image i and its generator alone (P14).
+# (images int64 [B * J], what is denoised of them float32 [B * J, c, h, w], one generator each) ->
+# surrogate references, images float32 [B * J, C, H, W]. Row i may depend on image i and its
+# generator alone (P14).
 FindReferences = Callable[[np.ndarray, torch.Tensor, list[np.random.Generator]], torch.Tensor]
 
 
@@ -42,6 +44,8 @@ class DrawMaker:
     no_label: int
     label_drop: float
     find_references: FindReferences | None  # Needed by mode surrogate.
+    # Of a denoiser of latents: images are encoded here, once they are augmented, and no further.
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         if self.images.groups is None and self.config.images_per_group > 1:
@@ -73,26 +77,32 @@ class DrawMaker:
         ).ravel()
         streams = [stream for stream in own_streams for _ in range(count)]  # One an image.
         shape = self.images.images.shape[1:]
+        states = shape if self.autoencoder is None else self.autoencoder.shape
         top = self.schedule.num_steps if self.config.mode == "full" else self.split_step
         law = self._step_law(top)
         steps = np.empty((len(chosen), draws), np.int64)
-        noise = np.empty((len(chosen), draws, *shape), np.float32)
+        noise = np.empty((len(chosen), draws, *states), np.float32)
+        fresh = np.empty((len(chosen), draws, *states) if self._samples else 0, np.float32)
         clean = np.empty((len(chosen), draws, *shape), np.uint8)
         dropped = np.empty((len(chosen), draws), bool)
         for row, (image, stream) in enumerate(zip(chosen.tolist(), streams, strict=True)):
             quantiles = (np.arange(draws) + stream.random()) / draws
             steps[row] = 1 + np.searchsorted(law, quantiles)
-            noise[row] = stream.standard_normal((draws, *shape), dtype=np.float32)
+            noise[row] = stream.standard_normal((draws, *states), dtype=np.float32)
             dropped[row] = stream.random(draws) < self.label_drop
             for draw in range(draws):
                 clean[row, draw] = self._augment(self.images.images[image], stream)
+            if self._samples:
+                fresh[row] = stream.standard_normal((draws, *states), dtype=np.float32)
         level = torch.from_numpy(self.schedule.levels()[steps.ravel()]).float()
-        target = to_unit(clean.reshape(-1, *shape))
+        target = self._encoded(to_unit(clean.reshape(-1, *shape)), fresh)
         path = torch.from_numpy(noise).flatten(0, 1)
         if self.config.mode == "surrogate":
             assert self.find_references is not None
             first_draws = target[::draws]
             references = self.find_references(chosen, first_draws, streams)
+            if self.autoencoder is not None:
+                references = self.autoencoder.encode(references)
             references = references.repeat_interleave(draws, dim=0)
             split_level = self.schedule.level(self.split_step)
             path = (references + split_level * path - target) / split_level  # n*
@@ -109,6 +119,22 @@ class DrawMaker:
         return self.schedule.step_law(
             top, config.log_level_mean, config.log_level_std, config.level_law
         )
+
+    @property
+    def _samples(self) -> bool:
+        """Whether a row's latents are a draw from the posterior, by the record's own stream."""
+        return self.autoencoder is not None and self.autoencoder.posterior == "sample"
+
+    def _encoded(self, images: torch.Tensor, fresh: np.ndarray) -> torch.Tensor:
+        """Images float32 [B * J * K, C, H, W] -> what is denoised; row by row (P11)."""
+        if self.autoencoder is None:
+            return images
+        if self._samples:
+            return self.autoencoder.encode(images, torch.from_numpy(fresh).flatten(0, 1))
+        if self.config.shift or self.config.flip:
+            return self.autoencoder.encode(images)
+        draws = self.config.multiplicity  # Copies of one image, encoded once.
+        return self.autoencoder.encode(images[::draws]).repeat_interleave(draws, dim=0)
 
     @cached_property
     def _images_of_group(self) -> list[np.ndarray]:

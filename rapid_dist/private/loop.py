@@ -21,11 +21,12 @@ from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
 from rapid_dist.private.allowed import check_layers
-from rapid_dist.private.coupling import check_rows_apart
+from rapid_dist.private.coupling import check_latents_apart, check_rows_apart
 from rapid_dist.private.draws import DrawMaker
+from rapid_dist.private.lora import merge_adapters
 from rapid_dist.private.per_example import clipped_sum, trainable
 from rapid_dist.private.step import ClippedSum, PrivateStep
-from rapid_dist.private.subset import restrict_trainable
+from rapid_dist.private.subset import apply_subset
 
 OnStep = Callable[[dict[str, float]], None]
 
@@ -60,7 +61,7 @@ def train_private(
     sampler_type: type[PoissonSampler] | None = None,
     new_key: Callable[[], SecretKey] = SecretKey.generate,
 ) -> None:
-    """Trains in place by DP-SGD, where the denoiser is, and leaves the EMA weights in it.
+    """Trains in place by DP-SGD, where the denoiser is, and leaves the EMA weights in it, merged.
 
     After a restart it goes on from the last checkpoint, under a new attempt with new keys; steps
     that are made again are charged again. The last four arguments are there for the audit, which
@@ -79,9 +80,12 @@ def train_private(
             f"{spec.num_units}. Plan again with that number."
         )
     denoiser.precision = precision_on(device_of(denoiser), draws.config.precision)
-    restrict_trainable(denoiser, draws.config.trainable)
+    apply_subset(denoiser, draws.config)
     check_layers(denoiser)
     check_rows_apart(denoiser)
+    if draws.autoencoder is not None:  # The one that private images go through.
+        check_layers(draws.autoencoder)
+        check_latents_apart(draws.autoencoder)
     parameters = trainable(denoiser)
     optimizer = torch.optim.Adam(parameters, lr=draws.config.learning_rate, foreach=False)
     ema = Ema(parameters, draws.config.ema_decay)
@@ -136,6 +140,7 @@ def train_private(
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)
+    merge_adapters(denoiser)
 
 
 def _cut_alike(draws: DrawMaker, collective: Collective) -> DrawMaker:

@@ -35,7 +35,11 @@ class TrainConfig:
     warmup_steps: int = 5
     ema_decay: float = 0.95
     surrogate: Literal["cluster", "query"] = "cluster"  # Where mode surrogate takes x_v from.
-    trainable: str = "all"  # all, attention, norm_bias, last_blocks, or a regular expression.
+    # all, attention, norm_bias, last_blocks, lora (low-rank adapters of attention), lora_all (of
+    # every linear layer and convolution), or a regular expression.
+    trainable: str = "all"
+    blocks: int | None = None  # Only so many of the U-Net's blocks, from the end; null = all.
+    lora_rank: int = 4
     # Units in one forward pass, J * K rows each; null = as many as runtime.memory_gb allows. Speed
     # and memory only: sums are rounded otherwise, and nothing else.
     micro_batch: int | None = 64
@@ -47,7 +51,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.mode not in ("full", "late", "surrogate"):
             raise ConfigError(f"train.mode must be full, late or surrogate, got {self.mode!r}.")
-        for name in ("multiplicity", "images_per_group", "micro_batch", "checkpoint_every"):
+        for name in (
+            "multiplicity", "images_per_group", "micro_batch", "checkpoint_every", "blocks",
+            "lora_rank",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {value}.")

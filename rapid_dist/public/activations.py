@@ -24,7 +24,7 @@ def activation_features(denoiser: Denoiser, level: float) -> FeaturesOf:
     noise = normal_for(0, np.zeros(1, np.int64), shape, purpose="activations")
 
     def block(images: np.ndarray) -> np.ndarray:
-        states = to_unit(images) + level * noise
+        states = denoiser.encode(to_unit(images)) + level * noise
         seen: list[torch.Tensor] = []
         hook = denoiser.unet.mid_block.register_forward_hook(
             lambda module, inputs, output: seen.append(output)

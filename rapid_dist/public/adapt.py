@@ -78,7 +78,8 @@ def prior_rows(
         seed = int(torch.randint(2**62, (1,), generator=generator))
         entries = prior.draw(labels.numpy(), seed, np.arange(count))
         streams = [generator_for(seed, "jitter", row) for row in range(count)]
-        clean = jittered(to_unit(images_of_entries[entries]), streams, jitter)
+        variants = jittered(to_unit(images_of_entries[entries]), streams, jitter)
+        clean = denoiser.encode(variants, generator)
         whole = torch.rand(count, generator=generator) < whole_share
         highest = torch.where(whole, schedule.num_steps, split_step)
         step = 1 + (torch.rand(count, generator=generator) * highest).long()

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,13 @@ from rapid_dist.errors import DataError, ShardError
 from rapid_dist.retrieval.features import pixel_features
 from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
 from rapid_dist.retrieval.manifest import MANIFEST, KnowledgeBaseSpec, Manifest, ShardRecord
-from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf, build_shard
+from rapid_dist.retrieval.shard_maker import (
+    Embed,
+    Encode,
+    FeaturesOf,
+    as_they_are,
+    build_shard,
+)
 from rapid_dist.retrieval.trajectory import noise_check
 from rapid_dist.storage import Storage, StorageMissing, open_storage, sha256_hex
 
@@ -102,7 +109,11 @@ def plan_shards(
 
 
 def build_one_shard(
-    plan: ShardPlan, reference: PublicImages, embed: Embed, features_of: FeaturesOf
+    plan: ShardPlan,
+    reference: PublicImages,
+    embed: Embed,
+    features_of: FeaturesOf,
+    encode: Encode = as_they_are,
 ) -> tuple[bytes, ShardRecord]:
     """Makes the bytes of one shard; refuses other reference images than it was planned for."""
     if plan.rows.max() >= len(reference):
@@ -120,6 +131,7 @@ def build_one_shard(
         embed=embed,
         features_of=features_of,
         batch=plan.spec.embed_batch,
+        encode=encode,
     )
     data = shard.to_bytes()
     return data, ShardRecord.of(shard, data, plan.identity)
@@ -148,11 +160,12 @@ def build_and_store(
     embed: Embed,
     features_of: FeaturesOf,
     storage: Storage,
+    encode: Encode = as_they_are,
 ) -> ShardRecord:
     """Makes and stores one shard unless it is already there."""
     record = finished_record(storage, plan)
     if record is None:
-        data, record = build_one_shard(plan, reference, embed, features_of)
+        data, record = build_one_shard(plan, reference, embed, features_of, encode)
         write_shard(storage, data, record)
     return record
 
@@ -189,13 +202,14 @@ def build_knowledge_base(
     storage: Storage,
     *,
     features_of: FeaturesOf = pixel_features,
+    encode: Encode = as_they_are,
     progress: Progress | None = None,
 ) -> Manifest:
     """Builds everything in this process, or finishes what another run began."""
     plans = plan_shards(reference, spec)
     records = []
     for plan in plans:
-        records.append(build_and_store(plan, reference, embed, features_of, storage))
+        records.append(build_and_store(plan, reference, embed, features_of, storage, encode))
         if progress is not None:
             progress(len(records), len(plans))
     return write_manifest(storage, plans, records, reference)
@@ -207,18 +221,19 @@ class ShardTask:
     Args:
       storage_uri: where shards go; every worker must reach it.
       load_reference: returns the reference images that the plans were made from.
-      load_embedders: returns (embed, features_of). Both loaders must be picklable.
+      load_embedders: returns (embed, features_of) and, where noise is not added to images, encode.
+        Both loaders must be picklable.
     """
 
     def __init__(
         self,
         storage_uri: str,
         load_reference: Callable[[], PublicImages],
-        load_embedders: Callable[[], tuple[Embed, FeaturesOf]],
+        load_embedders: Callable[[], tuple[Embed, FeaturesOf] | tuple[Embed, FeaturesOf, Encode]],
     ) -> None:
         self._storage_uri = storage_uri
         self._load_reference, self._load_embedders = load_reference, load_embedders
-        self._opened: tuple[PublicImages, Embed, FeaturesOf] | None = None
+        self._opened: tuple[Any, ...] | None = None  # As ``build_one_shard`` takes them.
 
     def build(self, plan: ShardPlan) -> ShardRecord:
         """Makes and stores one shard unless it is already there."""

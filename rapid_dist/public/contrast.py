@@ -87,7 +87,8 @@ def train_extractor(
     own = max(4, config.batch_size // collective.world_size)
     for step in range(first, config.steps):
         generator = step_generator(seed, step, collective.rank)
-        clean = to_unit(images.images[torch.randint(len(images), (own,), generator=generator)])
+        chosen = torch.randint(len(images), (own,), generator=generator)
+        clean = denoiser.encode(to_unit(images.images[chosen.numpy()]))
         views = [
             clean_estimate(
                 denoiser,

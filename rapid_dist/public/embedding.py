@@ -11,14 +11,14 @@ from rapid_dist.retrieval.shard_maker import Embed
 
 @torch.no_grad()
 def clean_estimate(denoiser: Denoiser, state: torch.Tensor, level: float) -> torch.Tensor:
-    """The one-evaluation estimate of x_0 from a state, without a label, float32 [B, C, H, W].
+    """The image of the one-evaluation estimate of x_0 from a state, float32 [B, C, H, W].
 
-    The public labels are left out on purpose: a private query has none of them.
+    Labels are left out on purpose: a private query has none of the public ones.
     """
     noise_level = torch.full((len(state),), level, device=state.device)
     labels = torch.full((len(state),), denoiser.no_label, device=state.device)
     estimate: torch.Tensor = denoiser(state, noise_level, labels)
-    return estimate.clamp(-1, 1)
+    return denoiser.decode(estimate).clamp(-1, 1)
 
 
 def embedder(denoiser: Denoiser, extractor: ContrastExtractor | None, level: float) -> Embed:

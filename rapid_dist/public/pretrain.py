@@ -46,7 +46,7 @@ def public_rows(
 
     def draw(generator: torch.Generator, count: int) -> Rows:
         chosen = torch.randint(len(images), (count,), generator=generator)
-        clean = to_unit(images.images[chosen.numpy()])
+        clean = denoiser.encode(to_unit(images.images[chosen.numpy()]), generator)
         level = levels[torch.randint(1, max_step + 1, (count,), generator=generator)]
         return noised_rows(clean, level, labels[chosen], denoiser, generator)
 

@@ -4,6 +4,7 @@
       model.json        what it draws, how, and the privacy statement's figures
       denoiser.json     the numbers around the network
       unet/             the network in diffusers' layout, weights in safetensors
+      vae/              the public autoencoder, likewise                    (of latents)
       prior.npz         p(reference | class), from the noised histogram     (source "prior")
       references.npz    the public reference images and their noise seeds   (source "prior")
       public/           public network, extractor, knowledge base, see query.py (source "query")

@@ -37,6 +37,7 @@ class Generator:
         self._denoiser.precision = precision_on(torch.device(device), precision)
         self._levels = bundle.facts.levels()
         self._shape = (bundle.denoiser.channels, bundle.denoiser.size, bundle.denoiser.size)
+        self._image_shape = bundle.denoiser.image_shape
         self._rows = 0  # That went through the network, padding included.
         self._denoiser.evaluations = 0
         self._early = None
@@ -86,7 +87,7 @@ class Generator:
         """
         labels = self._checked(labels, first_id, batch_size)
         ids = first_id + np.arange(len(labels), dtype=np.int64)
-        images = np.empty((len(labels), *self._shape), np.uint8)
+        images = np.empty((len(labels), *self._image_shape), np.uint8)
         for start in range(0, len(labels), batch_size):
             batch = slice(start, min(start + batch_size, len(labels)))
             blocks = ids[batch] // BLOCK_ROWS
@@ -103,7 +104,7 @@ class Generator:
         """Returns the public images that ``generate`` would start from, uint8 [n, C, S, S]."""
         labels = self._checked(labels, first_id, 1)
         ids = first_id + np.arange(len(labels), dtype=np.int64)
-        images = np.empty((len(labels), *self._shape), np.uint8)
+        images = np.empty((len(labels), *self._image_shape), np.uint8)
         for block in np.unique(ids // BLOCK_ROWS):
             rows = np.flatnonzero(ids // BLOCK_ROWS == block)
             entries = self._entries(labels[rows], seed, ids[rows])
@@ -140,7 +141,8 @@ class Generator:
             guidance=facts.guidance,
         )
         self._rows += BLOCK_ROWS
-        return from_unit(clean.cpu()[rows]), entries
+        # The whole block: what a library computes in another shape, it may round otherwise.
+        return from_unit(self._denoiser.decode(clean).cpu()[rows]), entries
 
     def _entries(self, labels: Int64Array, seed: int, ids: Int64Array) -> Int64Array | None:
         """Returns the entry that each sample of one block enters at, int64 [n]; None for noise."""
@@ -162,8 +164,11 @@ class Generator:
             hashes = [bytes(digest) for digest in references.hashes[images]]
             seeds = references.seed_of_entry[entries].tolist()
             noise = torch.from_numpy(noises_of(hashes, seeds, self._shape))
-        variants = self._variants(self._images(entries), seed, ids)
-        return torch.from_numpy(state_at(variants.numpy(), noise.numpy(), self._levels[0]))
+        rows = torch.from_numpy(ids % BLOCK_ROWS)
+        block = torch.zeros(BLOCK_ROWS, *self._image_shape)
+        block[rows] = self._variants(self._images(entries), seed, ids)
+        clean = self._denoiser.encode(block)[rows]
+        return torch.from_numpy(state_at(clean.numpy(), noise.numpy(), self._levels[0]))
 
     def _images(self, entries: Int64Array) -> UInt8Array:
         """Returns the reference images of entries int64 [n], uint8 [n, C, S, S]."""

@@ -76,7 +76,7 @@ def register_model(
     with TemporaryDirectory() as scratch:
         model = Model(run_id=run_id, model_id=logged.model_id)
         model_dir = Path(scratch, "model")
-        _save_model(bundle_dir, model, model_dir, signature(denoiser.channels, denoiser.size))
+        _save_model(bundle_dir, model, model_dir, signature(*denoiser.image_shape[:2]))
         client.log_model_artifacts(logged.model_id, str(model_dir))
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure_registered(client, name, description)

@@ -21,6 +21,7 @@ SUSPICIOUS = 0.01  # A p-value below it is shown as a warning.
 # What a stage touches, which is what a reader wants to know of it.
 STAGES = {
     "initial": "no data",
+    "autoencode": "public images only",
     "pretrain": "public images only",
     "contrast": "public images only",
     "index": "public images only",

@@ -14,7 +14,13 @@ from rapid_dist.retrieval.shard import LARGEST_KEY, Shard
 from rapid_dist.retrieval.trajectory import noises_of, state_at, unit_images
 
 Embed = Callable[[torch.Tensor], np.ndarray]  # States at k, float32 [B, C, H, W] -> [B, D].
+Encode = Callable[[torch.Tensor], torch.Tensor]  # Images in [-1, 1] -> what is denoised.
 FeaturesOf = Callable[[np.ndarray], np.ndarray]  # Clean uint8 [B, C, H, W] -> float32 [B, F].
+
+
+def as_they_are(images: torch.Tensor) -> torch.Tensor:
+    """For noise that is added to the images themselves."""
+    return images
 
 
 def build_shard(
@@ -27,11 +33,15 @@ def build_shard(
     embed: Embed,
     features_of: FeaturesOf,
     batch: int,
+    encode: Encode = as_they_are,
 ) -> Shard:
     """Makes one shard from uint8 [n, C, H, W] images, n > 0, already in their final order.
 
     Embedder and features always see exactly ``batch`` rows (the last batch is filled up with
     copies of its first row) and one thread, so their arithmetic is the same on every worker.
+
+    Args:
+      encode: leads from images to where noise is added; row by row.
     """
     num_seeds = len(seeds)
     rows = np.repeat(np.arange(len(images)), num_seeds)
@@ -39,12 +49,13 @@ def build_shard(
     clean = unit_images(images)
 
     def keys_of(entries: np.ndarray) -> np.ndarray:
+        start = encode(torch.from_numpy(clean[rows[entries]])).numpy()
         noise = noises_of(
             [hashes[row] for row in rows[entries]],
             [int(seed) for seed in entry_seeds[entries]],
-            images.shape[1:],
+            start.shape[1:],
         )
-        return embed(torch.from_numpy(state_at(clean[rows[entries]], noise, query_level)))
+        return embed(torch.from_numpy(state_at(start, noise, query_level)))
 
     with _one_torch_thread(), torch.no_grad():
         keys = _in_batches(keys_of, len(rows), batch)

@@ -151,12 +151,16 @@ def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:
     }  # fmt: skip
     for stage in ("pretrain", "contrast", "adapt"):
         tree[stage] |= {"steps": 2, "batch_size": 16}
+    if tree["autoencoder"] is not None:
+        tree["autoencoder"] |= {"steps": 2, "batch_size": 16}
     tree["knowledge_base"] |= {"clusters": 6, "num_shards": 2, "variants": 1}
     tree["privacy"] |= {
         "unit": "record", "delta": min(recipe.privacy.delta, 0.5 / TRAIN), "steps": 5,
         "expected_batch": TRAIN / 2, "noise_multiplier": None, "reserve_steps": 0,
     }  # fmt: skip
-    tree["train"] |= {"micro_batch": TRAIN, "images_per_group": 1, "checkpoint_every": 2}
+    tree["train"] |= {
+        "micro_batch": TRAIN, "images_per_group": 1, "checkpoint_every": 2, "blocks": None
+    }  # fmt: skip
     tree["sampling"] |= {"count": 24, "late_intervals": 2, "early_intervals": 2}
     # By chance alone a planted run must not be refused, nor lose its only source.
     tree["contamination"] |= {"most_units": 1e6}

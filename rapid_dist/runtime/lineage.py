@@ -109,6 +109,7 @@ def _public_parts(context: RunContext) -> dict[str, Any]:
     names = {
         part: name_of(settings)
         for part, stage, name_of in (
+            ("autoencoder", "autoencode", artifacts.autoencoder_name),
             ("public denoiser", "pretrain", artifacts.pretrain_name),
             ("extractor", "contrast", artifacts.extractor_name),
             ("conditioned generator", "condition", dp_rdm.conditioned_name),

@@ -43,7 +43,7 @@ from rapid_dist.storage import open_storage, require_reachable
 
 # What a command does. A stage that the method lacks is left out.
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "pretrain": ("pretrain", "contrast"),
+    "pretrain": ("autoencode", "pretrain", "contrast"),
     "index": ("index",),
     "train": (
         "initial",

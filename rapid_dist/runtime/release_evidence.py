@@ -287,7 +287,7 @@ def _public_data(recipe: Recipe, settings: MethodSettings) -> tuple[PublicData, 
     told = [(source, used) for source in settings.public]
     if retrieves:
         told += [(source, "references") for source in settings.more_references]
-    return tuple(
+    found = [
         PublicData(
             source=source.source,
             licence=recorded_licence(source, recipe.release.licences),
@@ -295,7 +295,13 @@ def _public_data(recipe: Recipe, settings: MethodSettings) -> tuple[PublicData, 
             images=source.count,
         )
         for source, used in told
-    )
+    ]
+    taken = settings.autoencoder
+    if taken is not None and taken.source is not None:  # Somebody's weights are in the bundle.
+        found.append(
+            PublicData(source="autoencoder", licence=taken.licence, used_for="latents", images=None)
+        )
+    return tuple(found)
 
 
 def _contamination(recipe: Recipe, out: Storage, internal: Storage) -> dict[str, Any]:

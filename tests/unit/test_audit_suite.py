@@ -173,7 +173,14 @@ def test_a_run_that_leaks_and_a_refusal_that_names_are_noticed(pipeline: Pipelin
 
 
 @pytest.mark.parametrize(
-    "changes", [[], ["train.mode=late"], ["train.surrogate=query"], ["privacy.noise=secure"]]
+    "changes",
+    [
+        [],
+        ["train.mode=late"],
+        ["train.surrogate=query"],
+        ["privacy.noise=secure"],
+        ["train.mode=surrogate", "autoencoder.network.widths=[8, 8]", "train.trainable=lora"],
+    ],
 )
 def test_a_subject_takes_a_step_of_its_recipe_on_public_stand_ins(changes: list[str]) -> None:
     recipe = load_recipe("digits", changes)
