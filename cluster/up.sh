@@ -43,7 +43,7 @@ if [ $DOWN = yes ]; then
 fi
 
 if [ ! -s "$TOKEN" ]; then
-    mkdir -p "$HOME/.ray"
+    mkdir -p -m 700 "$HOME/.ray"
     (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$TOKEN")
 fi
 chmod 600 "$TOKEN"

@@ -157,6 +157,8 @@ def scaled(
     roles: Sequence[Phase],
     *,
     minutes: float,
+    request: Callable[..., None] = request_resources,
+    look: Callable[[], list[dict[str, Any]]] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
@@ -165,14 +167,14 @@ def scaled(
     Returns when there is room, or when the time is over: what is lacking then, the caller says.
     """
     wanted, labels = bundles(roles)
-    request_resources(bundles=wanted, bundle_label_selectors=labels)
+    request(bundles=wanted, bundle_label_selectors=labels)
     try:
         give_up = clock() + 60 * minutes
-        while misfit(roles, nodes()) and clock() < give_up:
+        while misfit(roles, (look or nodes)()) and clock() < give_up:
             sleep(_SCALE_LOOK_SEC)
         yield
     finally:
-        request_resources(bundles=[])  # Or the nodes would stay after the run, and be paid for.
+        request(bundles=[])  # Or the nodes would stay after the run, and be paid for.
 
 
 def _refuse_shortage(needs: Needs) -> None:

@@ -4,7 +4,9 @@ import pytest
 
 from rapid_dist.config import RuntimeConfig
 from rapid_dist.runtime.backend import needs
-from rapid_dist.runtime.cluster import Needs, shortage
+from rapid_dist.runtime.cluster import Needs, scaled, shortage
+from rapid_dist.runtime.placement_roles import phases
+from tests.fakes import FakeClock
 
 BIG = {"CPU": 8.0, "memory": 32 * 2.0**30}
 
@@ -33,3 +35,44 @@ def test_the_busiest_stage_decides_what_is_needed() -> None:
         cpus=6, memory_gb=4.5
     )
     assert needs(RuntimeConfig(workers=1, trajectory_actors=5)).cpus == 5
+
+
+def _scale(nodes_after: int, minutes: float) -> tuple[list[dict[str, object]], int]:
+    """Returns what an autoscaler was asked, and how often was looked, until two nodes are there."""
+    asked: list[dict[str, object]] = []
+    looks: list[int] = []
+    node = {
+        "Alive": True,
+        "Labels": {"pool": "train"},
+        "Resources": {"CPU": 1.0, "memory": 2.0**31},
+        "NodeManagerAddress": "a",
+    }
+
+    def look() -> list[dict[str, object]]:
+        looks.append(1)
+        return [node, {**node, "NodeManagerAddress": "b"}] if len(looks) > nodes_after else []
+
+    roles = phases(RuntimeConfig(workers=2, worker_labels={"pool": "train"}))
+    with scaled(
+        roles,
+        minutes=minutes,
+        request=lambda **bundles: asked.append(bundles),
+        look=look,
+        clock=FakeClock(),
+        sleep=lambda seconds: None,
+    ):
+        assert len(asked) == 1  # It is kept while the run lasts.
+    return asked, len(looks)
+
+
+def test_an_autoscaler_is_asked_waited_for_and_told_at_the_end_that_nothing_is_needed() -> None:
+    asked, looks = _scale(nodes_after=3, minutes=10)
+    assert looks == 4
+    first, last = asked
+    assert first["bundle_label_selectors"][:2] == [{"pool": "train"}] * 2  # type: ignore[index]
+    assert last == {"bundles": []}
+
+
+def test_nodes_that_never_come_are_waited_for_no_longer_than_was_said() -> None:
+    _, looks = _scale(nodes_after=10_000, minutes=1)
+    assert looks <= 61  # The clock ticks a second a look.

@@ -1,6 +1,7 @@
 """What is sent with a job, what is refused before it is, and how its end is told."""
 
 import stat
+import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,27 @@ def test_code_and_settings_are_sent_and_nothing_that_could_hold_private_images(t
     )  # fmt: skip
     folder = _folder(tmp_path, *sent, *kept)
     assert set(package_of(folder).names) == set(sent)
+
+
+def _sent_by_ray(folder: Path, place: Path) -> set[str]:
+    """Returns the files that `ray job submit --working-dir` would send; Ray's own packing."""
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(folder), place, include_gitignore=True)
+    with zipfile.ZipFile(place) as packed:
+        return {name for name in packed.namelist() if not name.endswith("/")}
+
+
+def test_rays_own_command_sends_no_data_of_this_folder_either(tmp_path):
+    sent = ("rapid_dist/a.py", "rapid_dist/release/passport.schema.json", "jobs/train.py",
+            "cluster/smoke.py", "mine.yaml", "rapid_dist/recipes/digits.yaml")  # fmt: skip
+    kept = ("scans/1.png", "scans.npz", "rapid_dist/left.npz", "data/x.csv", "jobs/key.pem",
+            "runs/digits/config.yaml", "tests/test_a.py", "docs/a.md")  # fmt: skip
+    folder = _folder(tmp_path / "here", *sent, *kept)
+    (folder / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    assert _sent_by_ray(folder, tmp_path / "with.zip") == set(sent)
+    (folder / ".rayignore").unlink()
+    assert "scans/1.png" in _sent_by_ray(folder, tmp_path / "without.zip")
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 RELAY = Path(__file__).with_name("relay.py")
 PORT, JOBS_PORT = 6379, 8265
 STORE_BYTES = str(80 * 2**20)  # The least that Ray takes.
-START_SEC = 600.0
+START_SEC = 1800.0
 
 
 class Machines:
@@ -33,7 +33,7 @@ class Machines:
             **ENVIRONMENT,
             **environment,
             "RAY_AUTH_MODE": "token",
-            "RAY_raylet_start_wait_time_s": "240",  # Many nodes start on one machine.
+            "RAY_raylet_start_wait_time_s": "1800",  # Many nodes start on one machine.
             "GLOO_SOCKET_IFNAME": "eth0",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",

@@ -180,6 +180,7 @@ def test_a_job_by_rays_own_command_that_is_stopped_leaves_a_run_to_go_on_with(
     assert stopped_at < 40
     client = client_of(services)
     found = client.get_experiment_by_name("rapid-dist")
+    assert found is not None
     statuses = {
         run.info.status
         for run in client.search_runs([found.experiment_id])

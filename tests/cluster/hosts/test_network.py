@@ -1,0 +1,120 @@
+"""Hosts on one machine are apart, can be cut off and powered off, and leave nothing behind.
+
+The light part of tests/cluster/hosts: no Ray, but the sum that every step of training makes, by two
+hosts and the interface that they share. Whole runs are in test_hosts.py.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts.network import Host, Network, network, why_not
+
+ROOT = Path(__file__).resolve().parents[3]
+LISTEN = """
+import socket, sys
+with socket.create_server((sys.argv[1], 5000)) as server:
+    print("listens", flush=True)
+    while True:
+        server.accept()[0].sendall(socket.gethostname().encode())
+"""
+CALL = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 5000), timeout=3) as there:
+    print(there.recv(100).decode())
+"""
+SUM = """
+import sys, torch, torch.distributed as dist
+from rapid_dist.collective import TorchCollective
+rank, head = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"tcp://{head}:5001", rank=rank, world_size=2)
+flat = torch.full((1000,), rank + 1.0)
+TorchCollective().sum_(flat)
+print("sum", float(flat[0]), float(flat[-1]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with network() as found:
+        yield found
+
+
+def _until(seen: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _call(host: Host, address: str) -> tuple[int, str]:
+    """Returns the end of a call from this host, and what the other one said."""
+    code = host.start([sys.executable, "-c", CALL, address], "call.log").wait()
+    lines = host.said("call.log").splitlines()
+    return code, lines[-1] if lines else ""
+
+
+def test_a_host_that_is_cut_off_is_reached_no_more_and_the_others_are(net: Network) -> None:
+    one, two = net.add("one"), net.add("two")
+    for host in (one, two):
+        host.start([sys.executable, "-c", LISTEN, host.address], "listen.log")
+    _until(lambda: "listens" in one.said("listen.log") and "listens" in two.said("listen.log"))
+    assert _call(two, one.address) == (0, "one")  # A name, and an address, of its own.
+    one.cut_off()
+    code, _ = _call(two, one.address)
+    assert code != 0
+    assert one.processes[0].poll() is None  # It goes on, and knows of nothing.
+    assert _call(two, two.address) == (0, "two")
+
+
+def test_power_off_ends_whatever_was_started_there_and_nothing_is_left(net: Network) -> None:
+    host = net.add("one")
+    host.start(["sh", "-c", "sleep 1000 & setsid sleep 1000 & echo up; wait"], "sleep.log")
+
+    def living() -> list[str]:
+        told = subprocess.run(
+            ["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=True
+        )
+        return told.stdout.split()
+
+    _until(lambda: len(living()) >= 4)  # The one above them, the shell, and two that sleep.
+    host.power_off()
+    _until(lambda: living() == [])
+
+
+def test_a_network_that_is_left_leaves_no_name_behind() -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with network() as found:
+        host = found.add("one")
+        folder = host.folder
+        assert host.namespace in _names("netns")
+        assert host.cable in _names("link")
+    assert host.namespace not in _names("netns")
+    assert host.cable not in _names("link")
+    assert not folder.exists()
+
+
+def _names(kind: str) -> str:
+    return subprocess.run(["ip", kind], capture_output=True, text=True, check=True).stdout
+
+
+def test_two_hosts_sum_a_vector_over_the_interface_that_they_share(net: Network) -> None:
+    hosts = [net.add("one"), net.add("two")]
+    told = {"GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    started = [
+        host.start([sys.executable, "-c", SUM, str(rank), hosts[0].address], "sum.log", told)
+        for rank, host in enumerate(hosts)
+    ]
+    assert [process.wait() for process in started] == [0, 0], hosts[0].said("sum.log")
+    for host in hosts:
+        assert "sum 3.0 3.0" in host.said("sum.log")
