@@ -17,6 +17,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "dp_ldm": (
         *_WHOLE_SCHEDULE,
         "autoencoder.posterior=mean",  # An autoencoder; the recipe's own, if it has one.
+        "network.patch=1",  # In place of patches: latents are folded already.
         "train.trainable=attention",
         "train.micro_batch=null",
     ),
