@@ -31,7 +31,10 @@ MECHANISM = (
     "privacy.candidate_share",
 )
 # Sections, and one setting, that shape public stages: made before the trials, so a list of values.
-PUBLIC = ("network", "schedule", "pretrain", "contrast", "knowledge_base", "split.query_step")
+PUBLIC = (
+    "network", "schedule", "autoencoder", "pretrain", "contrast", "knowledge_base",
+    "split.query_step",
+)  # fmt: skip
 _FIXED = {  # Why a sweep may not change it.
     "privacy.epsilon": "is what a sweep holds fixed",
     "privacy.delta": "is what a sweep holds fixed",
