@@ -6,7 +6,10 @@
 
 A piece prints its table last and writes ``DIR/<piece>.json``. It needs torch, diffusers and PyYAML,
 and never Ray, MLflow, faiss or pydantic. Without Opacus its ways are left out, and the output says
-so; the pieces ``parts-...`` run the whole loop and need Opacus and cryptography as well.
+so; the pieces ``parts-...`` run the whole loop and need Opacus and cryptography as well. What the
+pieces ``quality-...`` need, and how they are cut into minutes, says ``quality.py``:
+
+    python benchmarks/gpu/run.py quality-mnist-1 --data DATA --runs RUNS --out DIR
 """
 
 import argparse
@@ -24,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # and the package,
 import layers
 import output
 import private_step
+import quality
 
 MINUTES = 7.0  # After which no repeat begins; a repeat takes seconds.
 CIFAR, LATENTS = "cifar-36m", "latents-attention"
@@ -119,18 +123,21 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at reduced size")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="for quality: data.root")
+    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="for quality: state")
     options = parser.parse_args()
+    pieces = PIECES | quality.pieces(options.data.resolve(), options.runs.resolve())
     if options.list or not options.pieces:
-        print("\n".join(PIECES))
+        print("\n".join(pieces))
         return
-    unknown = sorted(set(options.pieces) - set(PIECES))
+    unknown = sorted(set(options.pieces) - set(pieces))
     if unknown:
         sys.exit(f"No such piece: {', '.join(unknown)}. --list names them.")
     if not options.rehearse and not torch.cuda.is_available():
         sys.exit("There is no CUDA device here. Add --rehearse to try the scripts on the CPU.")
     for name in options.pieces:
         start = time.perf_counter()
-        PIECES[name](options.out / f"{name}.json", options.rehearse)
+        pieces[name](options.out / f"{name}.json", options.rehearse)
         print(f"{name}: {time.perf_counter() - start:.0f} seconds")
 
 
