@@ -10,7 +10,11 @@ from PIL import Image
 from rapid_dist.release.markup import Raw, Section, escape, image, page, paragraph, table
 from rapid_dist.release.report_style import STYLE
 
-_WIDER = "svg.compare { max-width: none; } .sheet { overflow-x: auto; }"
+_WIDER = (
+    "main, header.top, footer { max-width: 84rem; } table { font-size: .86rem; } "
+    "th, td { padding-top: .3rem; padding-bottom: .3rem; } td.num, th.num { padding-left: .4rem; } "
+    "svg.compare { max-width: 60rem; } .sheet { overflow-x: auto; }"
+)
 # Columns of the table: name in the results, heading, how it is shown.
 USEFUL = (
     ("mean", "mean", "{:.1%}"),
@@ -131,8 +135,7 @@ def render_compare(result: Mapping[str, Any], figure: str, sheet: bytes) -> str:
         title=f"Comparison on {result['dataset']}",
         lead=f"{', '.join(result['methods'])}; {result['num_units']:,} private units, "
         f"{result['images']:,} samples and {result['seeds']} seeds each.",
-        banner='<div class="banner" role="note"><p><strong>Internal.</strong> '
-        f"{escape(result['notice'])}</p></div>",
+        banner=f'<div class="banner" role="note"><p>{_notice(result)}</p></div>',
         sections=sections,
         style=STYLE + _WIDER,
     )
@@ -157,6 +160,11 @@ _SECONDS = (
     "public data alone, made once and shared; 0 where they were there before. peak GB: resident "
     "memory of all processes of a piece on this machine, shared pages counted in each."
 )
+
+
+def _notice(result: Mapping[str, Any]) -> str:
+    first, _, rest = result["notice"].partition(": ")
+    return f"<strong>{escape(first)}.</strong> {escape(rest[:1].upper() + rest[1:])}"
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:

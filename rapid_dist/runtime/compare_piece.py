@@ -67,7 +67,9 @@ def run_apart(job: PieceJob) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "rapid_dist.runtime.compare_piece"],
         stdin=subprocess.PIPE,
+        stdout=2,  # What is on stdout is the comparison's own.
         env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C comes to it once, by us.
     )
     try:
         process.communicate(json.dumps(asdict(job)).encode())

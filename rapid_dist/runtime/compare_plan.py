@@ -104,17 +104,17 @@ def prepare_compare(recipe: Recipe, out: str) -> PreparedCompare:
 def _piece(recipe: Recipe, where: Places, row: str, epsilon: float, seed: int) -> Piece:
     try:
         at: float | None = epsilon
-        own = _recipe_of(recipe, where, row, at, seed)
+        own = recipe_of(recipe, where, row, at, seed)
         if catalog.promise_of(method_settings(own)) != "charged":
             at = None
-            own = _recipe_of(recipe, where, row, at, seed)
+            own = recipe_of(recipe, where, row, at, seed)
         out = f"{where.out}/{PIECES}/{_name(row, at, seed)}"
         return Piece(row=row, epsilon=at, seed=seed, prepared=pipeline.prepare(own, out))
     except RapidError as error:
         raise type(error)(f"Row {row!r} at epsilon {epsilon:g}: {error}") from None
 
 
-def _recipe_of(recipe: Recipe, where: Places, row: str, epsilon: float | None, seed: int) -> Recipe:
+def recipe_of(recipe: Recipe, where: Places, row: str, epsilon: float | None, seed: int) -> Recipe:
     """Returns the recipe of a piece: what all rows share, what the row is, what all rows share."""
     compare = recipe.compare
     if row not in catalog.METHODS and row not in compare.variants:
