@@ -112,7 +112,16 @@ class Recipe(_Node):
     """A whole experiment. Everything in it is public."""
 
     name: str = "recipe"
-    method: Literal["rapid", "dpdm", "dp_ldm", "dp_rdm"] = "rapid"
+    method: Literal[
+        "rapid",
+        "dpdm",
+        "dp_ldm",
+        "dp_rdm",
+        "public",
+        "references",
+        "public_from_references",
+        "nonprivate",
+    ] = "rapid"
     seed: int = Field(default=0, ge=0)  # Of public randomness; secret keys come from the OS.
     data: DataConfig
     network: NetworkConfig = NetworkConfig()

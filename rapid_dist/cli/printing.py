@@ -42,6 +42,11 @@ def print_summary(summary: dict[str, Any], out: str) -> None:
         if registry
         else "not registered"
     )
+    if "sentence" in privacy:  # Nothing was charged, so nothing is claimed.
+        print(f"privacy    {privacy['sentence']}")
+        print(f"internal   {out}/internal/report.html")
+        print(f"seconds    {summary['seconds']['total']:.0f}")
+        return
     unit = privacy.get("unit_name", privacy["unit"])
     print(
         f"epsilon    {rounded_up(privacy['epsilon'])} at delta {privacy['delta']:g}, relation "

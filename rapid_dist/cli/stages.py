@@ -110,10 +110,11 @@ def plan(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    from rapid_dist.privacy import accounting
+    from rapid_dist.config import method_settings
+    from rapid_dist.methods import catalog
 
     loaded = load(recipe, overrides)
-    solved = accounting.plan(loaded.privacy, loaded.num_units)
+    solved = catalog.plan_of(method_settings(loaded))
     print_plan(asdict(solved), loaded)
     if as_json:
         print(json.dumps({**asdict(solved), **unit_facts(loaded)}))

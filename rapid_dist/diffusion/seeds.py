@@ -6,7 +6,7 @@ Only public randomness may come from here: a seed is a setting, and settings are
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,3 +28,8 @@ def normal_for(
             tuple(shape), dtype=np.float32
         )
     return torch.from_numpy(rows)
+
+
+def churn_for(seed: int, ids: np.ndarray, shape: Sequence[int]) -> Callable[[int], torch.Tensor]:
+    """Returns what gives every sample its own fresh noise for an interval of a sampling path."""
+    return lambda interval: normal_for(seed, ids, shape, purpose=f"churn {interval}")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rapid_dist.errors import ConfigError
-from rapid_dist.methods import dp_ldm, dp_rdm, dpdm, rapid
+from rapid_dist.methods import controls, dp_ldm, dp_rdm, dpdm, nonprivate, rapid
 from rapid_dist.methods.autoencode_stage import autoencode_stage
 from rapid_dist.methods.checks import check_settings
 from rapid_dist.methods.context import Promise, Stage
@@ -38,6 +38,10 @@ METHODS: dict[str, Method] = {
     "dpdm": dpdm,
     "dp_rdm": dp_rdm,
     "dp_ldm": dp_ldm,
+    "public": controls,
+    "references": controls,
+    "public_from_references": controls,
+    "nonprivate": nonprivate,
 }
 
 
@@ -80,6 +84,17 @@ def check_method(settings: MethodSettings) -> None:
             f"Method {settings.method} has no second round of votes, got privacy.candidate_share="
             f"{settings.privacy.candidate_share}. Set it to 0."
         )
+
+
+def require_releasable(settings: MethodSettings, what: str) -> None:
+    """Refuses ``what`` of a method of which no run is ever released.
+
+    Raises:
+      ConfigError: says why.
+    """
+    kept = method_of(settings).NEVER_RELEASED
+    if kept:
+        raise ConfigError(f"There is no {what} of method {settings.method}. {kept}")
 
 
 def require_training(settings: MethodSettings, what: str) -> None:

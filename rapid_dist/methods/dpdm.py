@@ -68,22 +68,25 @@ def check(settings: MethodSettings) -> None:
 
 def run_initial(context: RunContext) -> None:
     """Writes the denoiser where training looks for its start: untrained, or D_pub's weights."""
-    settings = context.settings
     storage = context.out.child(private_stages.ADAPTED)
-    if artifacts.is_done(storage):
-        return
-    if is_from_public(settings):
-        start = private_stages.start_denoiser(settings, context.public.uri)
-    else:
-        torch.manual_seed(settings.seed)
-        start = Denoiser(
-            settings.network,
-            channels=settings.private.channels,
-            size=settings.private.size,
-            num_classes=private_stages.num_classes(settings),
-            data_std=settings.schedule.data_std,
-        )
-    artifacts.put_denoiser(storage, start)
+    if not artifacts.is_done(storage):
+        from_public = is_from_public(context.settings)
+        start = start_of(context.settings, context.public.uri, from_public=from_public)
+        artifacts.put_denoiser(storage, start)
+
+
+def start_of(settings: MethodSettings, public_uri: str, *, from_public: bool) -> Denoiser:
+    """Returns a denoiser of the private classes before any private training."""
+    if from_public:
+        return private_stages.start_denoiser(settings, public_uri)
+    torch.manual_seed(settings.seed)
+    return Denoiser(
+        settings.network,
+        channels=settings.private.channels,
+        size=settings.private.size,
+        num_classes=private_stages.num_classes(settings),
+        data_std=settings.schedule.data_std,
+    )
 
 
 def run_contamination(context: RunContext) -> None:

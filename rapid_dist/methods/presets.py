@@ -8,7 +8,14 @@ Only what the method *is* stands here, with the values of its paper: data, netwo
 and steps are the recipe's, so that methods are compared on the same.
 """
 
-_NO_PRIOR = ("privacy.prior_share=0", "privacy.prior_noise=null")
+_NO_PRIOR = (
+    "privacy.prior_share=0", "privacy.prior_noise=null", "privacy.candidate_share=0"
+)  # fmt: skip
+# Nothing is trained beside it, so the prior may have the whole budget.
+_FROM_PRIOR = (
+    "sampling.source=prior", "privacy.prior_share=1", "privacy.prior_noise=null",
+    "privacy.candidate_share=0",
+)  # fmt: skip
 _NOT_DECIDED = ("contamination.policy=accept", "privacy.contamination_noise=null")
 _WHOLE_SCHEDULE = ("train.mode=full", "sampling.source=noise", *_NO_PRIOR)
 
@@ -29,6 +36,10 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "train.ema_decay=0.999",
     ),
     "dp_rdm": ("sampling.source=noise", *_NO_PRIOR),
+    "public": ("sampling.source=noise", *_NO_PRIOR, *_NOT_DECIDED),
+    "references": (*_FROM_PRIOR, *_NOT_DECIDED, "prior.jitter={}"),  # As they are.
+    "public_from_references": (*_FROM_PRIOR, *_NOT_DECIDED),
+    "nonprivate": (*_WHOLE_SCHEDULE, *_NOT_DECIDED),
 }
 
 

@@ -165,6 +165,34 @@ def run_adapt(context: RunContext) -> None:
     workers.run(task, name="adapt", num_workers=count, private=False)
 
 
+def with_micro_batch(
+    config: TrainConfig,
+    denoiser: Denoiser,
+    images: PrivateImages,
+    *,
+    memory_gb: float,
+    share: float,
+) -> TrainConfig:
+    """Returns the settings with a micro-batch: the one given, or what the memory allows.
+
+    Args:
+      memory_gb: what one worker may take of the host's memory.
+      share: records that a worker has to expect in a step.
+    """
+    if config.micro_batch is not None:
+        return config
+    denoiser.precision = precision_on(device_of(denoiser), config.precision)
+    apply_subset(denoiser, config)
+    micro_batch = solve_micro_batch(
+        denoiser,
+        config.rows_per_record,
+        memory_gb=memory_gb,
+        held_bytes=images.images.nbytes,  # By the declared number and shape.
+        share=share,
+    )
+    return replace(config, micro_batch=micro_batch)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
     """Trains the private denoiser by DP-SGD on one worker of a group."""
@@ -185,7 +213,13 @@ class TrainTask:
         out = open_storage(self.out_uri)
         denoiser = artifacts.get_denoiser(out.child(ADAPTED).uri).to(self.device)
         keep_freed_memory()
-        config = self._with_micro_batch(denoiser, images, collective.world_size)
+        config = with_micro_batch(
+            settings.train,
+            denoiser,
+            images,
+            memory_gb=self.memory_gb,
+            share=self.mechanism.expected_batch / collective.world_size,
+        )
         train_private(
             denoiser,
             DrawMaker(
@@ -207,24 +241,6 @@ class TrainTask:
         )
         if collective.rank == 0:
             artifacts.put_denoiser(out.child(PRIVATE), denoiser)
-
-    def _with_micro_batch(
-        self, denoiser: Denoiser, images: PrivateImages, world_size: int
-    ) -> TrainConfig:
-        """Returns the settings with a micro-batch: the one given, or what the memory allows."""
-        config = self.settings.train
-        if config.micro_batch is not None:
-            return config
-        denoiser.precision = precision_on(device_of(denoiser), config.precision)
-        apply_subset(denoiser, config)
-        micro_batch = solve_micro_batch(
-            denoiser,
-            config.rows_per_record,
-            memory_gb=self.memory_gb,
-            held_bytes=images.images.nbytes,  # By the declared number and shape.
-            share=self.mechanism.expected_batch / world_size,
-        )
-        return replace(config, micro_batch=micro_batch)
 
     def find_references(
         self, images: PrivateImages, report: Report = lambda figures, part="": None

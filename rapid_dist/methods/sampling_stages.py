@@ -11,7 +11,7 @@ import torch
 from rapid_dist.data.images import from_unit, to_unit
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
-from rapid_dist.diffusion.seeds import normal_for
+from rapid_dist.diffusion.seeds import churn_for, normal_for
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import RunContext, Searcher
 from rapid_dist.methods.drawing import ImageSet, drawing_of, facts_file, open_stored
@@ -68,6 +68,7 @@ def bundle_facts(
         else sampling.late_intervals + sampling.early_intervals,
         solver=sampling.solver,
         guidance=sampling.guidance,
+        churn=sampling.churn,
         jitter=JitterConfig() if query else settings.prior.jitter,
         query=query,
         privacy=privacy,
@@ -214,7 +215,14 @@ def sample_by_query(
         count = min(BLOCK_ROWS, len(labels) - start)
         own[:count] = torch.from_numpy(labels[start : start + count])
         clean = sample(
-            denoiser, surrogate, own, late, solver=sampling.solver, guidance=sampling.guidance
+            denoiser,
+            surrogate,
+            own,
+            late,
+            solver=sampling.solver,
+            guidance=sampling.guidance,
+            churn=sampling.churn,
+            fresh=churn_for(seed, ids, shape),
         )
         parts.append(
             (

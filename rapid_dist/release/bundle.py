@@ -27,7 +27,7 @@ import numpy as np
 
 from rapid_dist.data.images import Int64Array, UInt8Array
 from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
-from rapid_dist.diffusion.sampler import Solver
+from rapid_dist.diffusion.sampler import ChurnConfig, Solver
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.release.answers import FILE as ANSWERS
@@ -58,6 +58,7 @@ class BundleFacts:
     intervals: int
     solver: Solver = "dpmpp"
     guidance: float = 1.0
+    churn: ChurnConfig = field(default_factory=ChurnConfig)  # Of the private network's steps.
     noise: Literal["sample", "entry"] = "sample"  # Whose noise path: its own, or the entry's.
     jitter: JitterConfig = field(default_factory=JitterConfig)  # Of drawn references.
     query: QueryFacts | None = None  # Of source "query" alone.
@@ -117,6 +118,7 @@ class BundleFacts:
         content["jitter"] = JitterConfig(**content["jitter"])
         if content.get("query") is not None:
             content["query"] = QueryFacts(**content["query"])
+        content["churn"] = ChurnConfig(**content.get("churn", {}))  # Older bundles have none.
         content["class_names"] = tuple(content["class_names"])
         return cls(**content)
 

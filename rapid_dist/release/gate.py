@@ -44,6 +44,7 @@ class Evidence:
     public_data: Sequence[PublicData]
     contamination: Mapping[str, Any]  # Policy and, if there was one, decision; {} = not looked for.
     looks_for_duplicates: bool  # Whether the method has the stage.
+    never_released: str = ""  # Why no run of the method is ever released, or nothing.
     selection: Mapping[str, Any] | None
     trial_fault: str  # Why a sweep's trial has no claim of its own, or nothing.
     bundle_fault: str  # Why the bundle is not the run's own, or nothing.
@@ -66,6 +67,11 @@ def run_finished(evidence: Evidence) -> str:
         f"The run is not finished: {', '.join(evidence.unfinished)} missing. Give `rapid-dist run` "
         "again."
     )
+
+
+def method_may_leave(evidence: Evidence) -> str:
+    """Controls have no model of their own, and a run without privacy stays inside for ever."""
+    return evidence.never_released
 
 
 def mode_not_debug(evidence: Evidence) -> str:
@@ -98,7 +104,7 @@ def ledger_verifies(evidence: Evidence) -> str:
 
 def charged_as_planned(evidence: Evidence) -> str:
     """The constants in the ledger are those of the plan, so of the recipe."""
-    step = evidence.plan.dp_sgd.event(1) if evidence.plan.dp_sgd else None
+    step = evidence.plan.stepped.event(1) if evidence.plan.stepped else None
     odd = sum(
         event not in evidence.plan.queries
         if isinstance(event, GaussianEvent)
@@ -293,6 +299,7 @@ QUESTIONS: dict[str, Question] = {
     question.__name__: question
     for question in (
         run_finished,
+        method_may_leave,
         mode_not_debug,
         recipe_unchanged,
         ledger_verifies,

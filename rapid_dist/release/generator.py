@@ -16,7 +16,7 @@ import torch
 from rapid_dist.data.images import Int64Array, UInt8Array, from_unit, to_unit
 from rapid_dist.diffusion.compute import Precision, precision_on
 from rapid_dist.diffusion.sampler import sample
-from rapid_dist.diffusion.seeds import generator_for, normal_for
+from rapid_dist.diffusion.seeds import churn_for, generator_for, normal_for
 from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import Bundle, open_bundle
 from rapid_dist.release.query import early_steps
@@ -131,7 +131,13 @@ class Generator:
         answers = self._bundle.answers
         told = labels if answers is None else answers.draw(labels, seed, ids)
         row_labels[rows] = torch.from_numpy(told)
-        facts = self._bundle.facts
+        facts, own = self._bundle.facts, churn_for(seed, ids, self._shape)
+
+        def fresh(interval: int) -> torch.Tensor:
+            noise = torch.zeros(BLOCK_ROWS, *self._shape)
+            noise[rows] = own(interval)
+            return noise.to(self._device)
+
         clean = sample(
             self._denoiser,
             state.to(self._device),
@@ -139,6 +145,8 @@ class Generator:
             self._levels,
             solver=facts.solver,
             guidance=facts.guidance,
+            churn=facts.churn,
+            fresh=fresh,
         )
         self._rows += BLOCK_ROWS
         # The whole block: what a library computes in another shape, it may round otherwise.

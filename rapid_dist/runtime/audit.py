@@ -24,6 +24,7 @@ from rapid_dist.audit.suite import OnCheck, Suite, run_suite, to_json
 from rapid_dist.config import Recipe, method_settings, parse_recipe, recipe_hash, to_tree
 from rapid_dist.installed import code_hash
 from rapid_dist.methods.audit_subject import audit_subject
+from rapid_dist.methods.catalog import require_releasable
 from rapid_dist.privacy.accounting import PrivacyPlan, plan
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.release.report_audit import with_audit
@@ -59,6 +60,7 @@ def run_audit(
     """
     out = places(recipe, out).out
     require_folder(out, "--out")
+    require_releasable(method_settings(recipe), "audit")
     solved = plan(recipe.privacy, recipe.num_units)
     with audit_subject(method_settings(recipe), solved) as subject:
         suite = Suite(subject=subject, pipeline=planted_pipeline(recipe), profile=profile)

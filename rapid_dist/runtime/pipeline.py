@@ -39,6 +39,7 @@ from rapid_dist.runtime.signals import stop_on_sigterm
 from rapid_dist.runtime.submit_metadata import note_in_job
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 from rapid_dist.runtime.tracking_place import internal_place, tracking_place
+from rapid_dist.runtime.unclaimed import finish_unclaimed
 from rapid_dist.storage import open_storage, require_reachable
 
 # What a command does. A stage that the method lacks is left out.
@@ -181,13 +182,32 @@ def _run(
         if not all(directory.is_done(stage.name) for stage in prepared.stages):
             return {}
         context = contamination_stage.effective(context)
-        summary = _finish(prepared, directory, context, tracked, place.uri)
+        if catalog.promise_of(prepared.settings) == "charged":
+            summary = _finish(prepared, directory, context, tracked, place.uri)
+        else:
+            summary = finish_unclaimed(
+                recipe,
+                directory,
+                context,
+                tracked,
+                Ledger.open(prepared.places.ledger, recipe.data.private.name),
+                directory.seconds([stage.name for stage in prepared.stages]),
+            )
         internal = Tracker(internal_place(place), f"{recipe.tracking.experiment}-internal")
-        record_internal(directory, internal, recipe.name)
+        pages = catalog.promise_of(prepared.settings) != "none"
+        record_internal(directory, internal, recipe.name, pages=pages)
     # When all records are closed: nobody looks again at a directory that has it. Its quality is
     # internal (P13).
     directory.write_json("summary.json", summary, private=True)
     return summary
+
+
+def _refuse_trial(prepared: Prepared, directory: RunDirectory) -> None:
+    """A trial that its sweep has not chosen makes no claim, so it is not finished as a run."""
+    ledger = Ledger.open(prepared.places.ledger, prepared.recipe.data.private.name)
+    fault = trial_fault(ledger, directory.run, selection_of(directory.storage))
+    if fault:
+        raise ConfigError(fault)
 
 
 def _epsilon_watch(prepared: Prepared, directory: RunDirectory, meter: Meter) -> EpsilonWatch:
@@ -198,14 +218,6 @@ def _epsilon_watch(prepared: Prepared, directory: RunDirectory, meter: Meter) ->
         directory.run,
         recipe.privacy.delta,
     )
-
-
-def _refuse_trial(prepared: Prepared, directory: RunDirectory) -> None:
-    """A trial that its sweep has not chosen makes no claim, so it is not finished as a run."""
-    ledger = Ledger.open(prepared.places.ledger, prepared.recipe.data.private.name)
-    fault = trial_fault(ledger, directory.run, selection_of(directory.storage))
-    if fault:
-        raise ConfigError(fault)
 
 
 def _refuse_gaps(prepared: Prepared, chosen: list[Stage], directory: RunDirectory) -> None:
@@ -295,8 +307,8 @@ def _finish(
     registry = directory.read_json("registry.json")
     has_bundle = context.out.child(sampling_stages.BUNDLE).exists("checksums.json")
     # A debug run may have logged private values (P9); one by query was drawn without a bundle once.
-    may_leave = recipe.tracking.register_models and not recipe.runtime.debug
-    if not registry and has_bundle and may_leave:
+    may_leave = not (recipe.runtime.debug or catalog.method_of(context.settings).NEVER_RELEASED)
+    if not registry and has_bundle and may_leave and recipe.tracking.register_models:
         registry = results.register(
             context,
             privacy,

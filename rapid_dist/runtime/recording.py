@@ -26,10 +26,21 @@ def record_results(
         points = [(count, getattr(asked, name)) for count, asked in spent.checked.items()]
         curves[f"privacy.epsilon.{name}"] = points
     tracked.log_series(curves)
-    privacy = summary["privacy"]
+    tracked.log_metrics({"privacy.dataset_epsilon": summary["privacy"]["dataset_epsilon"]})
+    files: dict[str, bytes] = {
+        name: directory.storage.read(name)
+        for name in (SPEND, "samples.png", "report.html")
+        if directory.storage.exists(name)
+    }
+    files["ledger.json"] = json.dumps(entries, indent=1).encode()
+    _log_files(tracked, files)
+    record_figures(directory, tracked, summary)
+
+
+def record_figures(directory: RunDirectory, tracked: TrackedRun, summary: dict[str, Any]) -> None:
+    """Sends what every run may tell: its recipe, how long it took and its public summary."""
     tracked.log_metrics(
         {
-            "privacy.dataset_epsilon": privacy["dataset_epsilon"],
             "sampling.nfe": summary["sampling"]["nfe"],
             **{f"seconds.{name}": value for name, value in summary["seconds"].items()},
         }
@@ -37,11 +48,10 @@ def record_results(
     public = {key: value for key, value in summary.items() if key not in ("quality", "controls")}
     files: dict[str, bytes] = {
         name: directory.storage.read(name)
-        for name in ("config.yaml", METRICS, SPEND, "samples.png", "report.html")
+        for name in ("config.yaml", METRICS)
         if directory.storage.exists(name)
     }
     files["summary.json"] = json.dumps(public, indent=2).encode()
-    files["ledger.json"] = json.dumps(entries, indent=1).encode()
     _log_files(tracked, files)
 
 
@@ -76,9 +86,15 @@ def record_lineage(
         tracked.tag_model_version(registry["name"], str(registry["version"]), tags)
 
 
-def record_internal(directory: RunDirectory, tracker: Tracker, name: str) -> None:
-    """Records figures against private records in an experiment of their own (P13)."""
-    names = ("quality.json", "report.html", "contamination.json")
+def record_internal(
+    directory: RunDirectory, tracker: Tracker, name: str, *, pages: bool = True
+) -> None:
+    """Records figures against private records in an experiment of their own (P13).
+
+    Args:
+      pages: whether the report goes along, which shows samples; not those of a run without privacy.
+    """
+    names = ("quality.json", "contamination.json", *(("report.html",) if pages else ()))
     files = {n: directory.internal.read(n) for n in names if directory.internal.exists(n)}
     tags = {"internal": json.loads(files["quality.json"])["notice"]}
     out = directory.storage.uri

@@ -138,6 +138,7 @@ def _finished(
         versions=summary.get("versions", {}),
         public_data=_public_data(recipe, settings),
         contamination=_contamination(recipe, storage, private),
+        never_released=catalog.method_of(settings).NEVER_RELEASED,
         looks_for_duplicates="contamination" in stages,
         selection=selection,
         trial_fault=fault_of_trial,

@@ -192,7 +192,7 @@ def write_pages(
     settings = context.settings
     names = sampling_stages.class_names(settings)
     chosen = summary["privacy"].get("selection")
-    samples = _image_set(context, f"{sampling_stages.SAMPLES}/samples.npz")
+    samples = image_set(context, f"{sampling_stages.SAMPLES}/samples.npz")
     context.out.write("samples.png", samples_png(samples, names))
     inputs: dict[str, Any] = {
         "summary": summary,
@@ -201,7 +201,7 @@ def write_pages(
         "class_names": names,
         "samples": samples,
         "controls": {
-            name: _image_set(context, evaluation_stage.control_file(name))
+            name: image_set(context, evaluation_stage.control_file(name))
             for name in quality.get("controls", {})
         },
         "strips": _strips(context) if settings.method == "rapid" else None,
@@ -254,6 +254,7 @@ def _strips(context: RunContext) -> Strips:
     )
 
 
-def _image_set(context: RunContext, name: str) -> ImageSet:
+def image_set(context: RunContext, name: str) -> ImageSet:
+    """Returns a set of images that the run has stored."""
     images, labels = artifacts.get_images(context.out, name)
     return ImageSet(images=images, labels=labels)

@@ -36,7 +36,11 @@ REMADE = {
     "sampling": ("samples/", "bundle/", "internal/", "stages/generate", "stages/evaluate"),
     "evaluation": ("internal/", "stages/evaluate"),
 }
-KEPT = "internal/contamination.json"  # Shaped by neither of them.
+# Shaped by neither of them.
+KEPT = (
+    "internal/contamination.json",
+    *(f"internal/nonprivate/{part}/" for part in ("adapted", "private", "checkpoints")),
+)
 INTERNAL = "Measured against private records without a privacy mechanism. Not for release.\n"
 FINAL = ("summary.json", "registry.json", "report.html", "samples.png")
 
@@ -169,8 +173,9 @@ class RunDirectory:
             stale.update(REMADE.get(section, ()))
         if stale:
             for prefix in sorted(stale | set(FINAL)):
-                for name in set(self.storage.list(prefix)) - {KEPT}:
-                    self.storage.delete(name)
+                for name in self.storage.list(prefix):
+                    if not name.startswith(KEPT):
+                        self.storage.delete(name)
         self.storage.write("config.yaml", text)
 
     def _run_name(self, recipe: Recipe, named: str) -> str:

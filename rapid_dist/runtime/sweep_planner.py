@@ -11,7 +11,7 @@ from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, parse_recipe, to_tree
 from rapid_dist.errors import BudgetError, ConfigError
-from rapid_dist.methods.catalog import check_method, require_training
+from rapid_dist.methods.catalog import check_method, require_releasable, require_training
 from rapid_dist.methods.sweep_proxy import Proxy
 from rapid_dist.methods.sweep_score import TRIES, require_scorable
 from rapid_dist.methods.sweep_settings import Point, default_space, variants
@@ -48,8 +48,10 @@ class Planner:
           ConfigError, BudgetError: no trial at this point can meet the budget.
         """
         recipe = self.recipe_of(point)
-        require_training(method_settings(recipe), "a sweep")
-        check_method(method_settings(recipe))
+        settings = method_settings(recipe)
+        require_releasable(settings, "sweep")  # A point may name another method.
+        require_training(settings, "a sweep")
+        check_method(settings)
         return _planned(recipe)
 
     def job(self, number: int, point: Point) -> TrialJob:
@@ -185,6 +187,7 @@ def check_sweep(recipe: Recipe, space: Space) -> None:
     Raises:
       ConfigError: something beside the unknown is open, or private images have no classes.
     """
+    require_releasable(method_settings(recipe), "sweep")
     require_training(method_settings(recipe), "a sweep")
     solve = recipe.sweep.solve
     for name in ("noise_multiplier", "steps", "expected_batch"):

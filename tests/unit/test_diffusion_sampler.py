@@ -7,7 +7,7 @@ import torch
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 
 from rapid_dist.diffusion.denoiser import Denoiser
-from rapid_dist.diffusion.sampler import SamplingConfig, Solver, sample
+from rapid_dist.diffusion.sampler import ChurnConfig, SamplingConfig, Solver, sample
 from rapid_dist.diffusion.schedule import ScheduleConfig
 from rapid_dist.errors import ConfigError
 from tests.models import CLASSES, tiny_denoiser
@@ -161,3 +161,91 @@ def test_sampling_takes_no_gradient() -> None:
 def test_a_sampling_setting_is_refused_by_its_name(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"sampling.*{next(iter(setting))}"):
         SamplingConfig(**setting)
+
+
+NO_CHURN, CHURNED = ChurnConfig(), ChurnConfig(amount=20.0)
+PATH = [5.0 * 0.06 ** (i / 128) for i in range(129)]  # From 5 down to 0.3.
+
+
+def _variance(churn: ChurnConfig, solver: Solver = "heun") -> float:
+    """Of 12,800 churned values at the end, against what the exact flow leads to."""
+    generator = torch.Generator().manual_seed(5)
+    shape = (200, 1, 8, 8)
+    state = (SPREAD**2 + PATH[0] ** 2) ** 0.5 * torch.randn(shape, generator=generator)
+    found = sample(
+        GaussianDenoiser(),
+        state,
+        torch.zeros(200, dtype=torch.int64),
+        PATH,
+        solver=solver,
+        churn=churn,
+        fresh=lambda interval: torch.randn(shape, generator=generator),
+    )
+    return float(found.var()) / (SPREAD**2 + PATH[-1] ** 2)
+
+
+# A variance over 12,800 normals is within 4.9 sqrt(2 / 12,800) of its own, false alarm 1e-6; the
+# path's own error is below a hundredth of it.
+VARIANCE = 4.9 * (2 / 12_800) ** 0.5 + 0.01
+
+
+@pytest.mark.parametrize("churn", [NO_CHURN, CHURNED, ChurnConfig(amount=20, least_level=1.0)])
+def test_churn_keeps_the_distribution_that_the_flow_leads_to(churn: ChurnConfig) -> None:
+    assert abs(_variance(churn) - 1) < VARIANCE
+
+
+def test_the_distribution_test_would_notice_noise_of_another_size() -> None:
+    assert _variance(ChurnConfig(amount=20, noise=1.2)) - 1 > VARIANCE
+    assert 1 - _variance(ChurnConfig(amount=20, noise=0.8)) > VARIANCE
+
+
+def _churned(solver: Solver, levels: list[float], churn: ChurnConfig) -> tuple[list[int], float]:
+    """The intervals that fresh noise was asked for, and the evaluations an image."""
+    denoiser, asked = tiny_denoiser(), []
+
+    def fresh(interval: int) -> torch.Tensor:
+        asked.append(interval)
+        return torch.zeros(3, 1, 8, 8)
+
+    labels = torch.zeros(3, dtype=torch.int64)
+    sample(denoiser, _state(), labels, levels, solver=solver, churn=churn, fresh=fresh)
+    return asked, denoiser.evaluations / 3
+
+
+@pytest.mark.parametrize(
+    ("solver", "evaluations"),
+    [("ddim", 4), ("heun", 7)],  # Heun's last interval ends at 0.
+)
+def test_churn_costs_no_evaluation(solver: Solver, evaluations: int) -> None:
+    levels = [4.0, 3.0, 2.0, 1.0, 0.0]
+    for churn, asked in ((NO_CHURN, []), (CHURNED, [0, 1, 2, 3])):
+        assert _churned(solver, levels, churn) == (asked, evaluations)
+
+
+def test_churn_stays_within_its_levels() -> None:
+    churn = ChurnConfig(amount=1.0, least_level=1.5, most_level=3.5)
+    assert _churned("heun", [4.0, 3.0, 2.0, 1.0, 0.0], churn)[0] == [1, 2]
+    assert churn.raised(3.0, 4) == pytest.approx(3.0 * 1.25)  # gamma = S_churn / N,
+    assert churn.raised(3.0, 1) == pytest.approx(3.0 * 2**0.5)  # and at most sqrt(2) - 1.
+    assert churn.raised(4.0, 4) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"amount": -1.0}, "sampling.churn.amount"),
+        ({"amount": 1.0, "noise": 0.0}, "sampling.churn.noise"),
+        ({"least_level": 2.0, "most_level": 1.0}, "sampling.churn.least_level"),
+    ],
+)
+def test_a_churn_setting_is_refused_by_its_name(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ChurnConfig(**settings)
+
+
+def test_a_solver_that_looks_back_is_not_churned() -> None:
+    with pytest.raises(ConfigError, match="'dpmpp' looks back"):
+        SamplingConfig(churn=CHURNED)
+    with pytest.raises(ConfigError, match="'dpmpp' looks back"):
+        _churned("dpmpp", [2.0, 1.0], CHURNED)
+    assert SamplingConfig(churn=CHURNED, solver="heun").churn == CHURNED

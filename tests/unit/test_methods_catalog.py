@@ -74,6 +74,72 @@ def test_dpdm_decides_about_public_sources_only_where_it_has_any() -> None:
     assert catalog.plan_of(settings).contamination is not None
 
 
+@pytest.mark.parametrize(
+    ("method", "overrides", "promise", "stages"),
+    [
+        ("public", (), "public", ["pretrain"]),
+        ("references", (), "charged", ["pretrain", "contrast", "index", "prior"]),
+        ("public_from_references", (), "charged", ["pretrain", "contrast", "index", "prior"]),
+        (
+            "references",
+            ("sampling.source=uniform", "privacy.prior_share=0"),
+            "public",
+            ["pretrain", "contrast", "index"],
+        ),
+        ("nonprivate", (), "none", ["pretrain", "initial", "train"]),
+        ("nonprivate", ("train.start=scratch",), "none", ["initial", "train"]),
+    ],
+)
+def test_a_control_promises_and_plans_what_its_stages_ask(
+    method: str, overrides: tuple[str, ...], promise: str, stages: list[str]
+) -> None:
+    settings = _settings(f"method={method}", *overrides)
+    catalog.check_method(settings)
+    assert _stages(settings) == [*stages, "generate", "evaluate"]
+    assert catalog.promise_of(settings) == promise
+    plan = catalog.plan_of(settings)
+    assert (plan.prior is not None) == (promise == "charged")
+    assert plan.dp_sgd is None
+    assert (plan.epsilons.reported > 9.5) == (promise == "charged")  # The whole budget, or nothing.
+
+
+def test_a_part_of_the_budget_buys_the_same_prior_as_beside_training() -> None:
+    share = ("method=references", "privacy.prior_share=0.15")
+    alone, beside = catalog.plan_of(_settings(*share)), catalog.plan_of(_settings())
+    assert alone.prior == beside.prior
+    assert alone.dp_sgd is None
+    assert alone.epsilons.reported < beside.epsilons.reported / 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("method=public", "sampling.source=uniform"), "draws from 'noise'"),
+        (("method=references", "sampling.source=query"), "draws from 'prior' or 'uniform'"),
+        (("method=references", "sampling.source=uniform"), "needs privacy.prior_share 0"),
+        (("method=references", "privacy.prior_share=0"), "needs privacy.prior_share above 0"),
+        (("method=references", "privacy.prior_noise=3"), "privacy.prior_noise=3"),
+        (
+            ("method=public", "contamination.policy=drop", "privacy.contamination_noise=5"),
+            "judges no public source",
+        ),
+        (("method=nonprivate", "train.mode=late"), "nonprivate charges nothing: train.mode"),
+        (("method=nonprivate", "privacy.prior_share=0.1"), "nonprivate charges nothing"),
+    ],
+)
+def test_what_a_control_is_not_is_refused(overrides: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        catalog.check_method(_settings(*overrides))
+
+
+@pytest.mark.parametrize("method", ["public", "references", "public_from_references", "nonprivate"])
+def test_what_is_never_released_is_neither_audited_nor_swept_over(method: str) -> None:
+    for what in ("audit", "sweep"):
+        with pytest.raises(ConfigError, match=f"no {what} of method {method}"):
+            catalog.require_releasable(_settings(f"method={method}"), what)
+    catalog.require_releasable(_settings("method=dpdm"), "sweep")  # The twin.
+
+
 def test_rapid_from_scratch_is_refused() -> None:
     with pytest.raises(ConfigError, match="rapid starts from the public weights"):
         catalog.check_method(_settings("train.start=scratch"))

@@ -4,6 +4,7 @@ Randomness is frozen by the key, so that the noise of two steps cancels and what
 difference is the record.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from rapid_dist.collective import Collective
+from rapid_dist.config import load_recipe
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.loss import Rows, row_losses
+from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.per_example import (
     clip_and_sum,
     clipped_sum,
@@ -69,6 +72,25 @@ def test_no_record_contributes_more_than_the_bound(mode: str, world_size: int, d
     found = _contributions(world_size, draws=maker)
     assert max(found) <= 1 + 1e-4
     assert max(found) > 0.99  # The clip was at work, or nothing was tested.
+
+
+def _as_dpdm(**changes: Any) -> DrawMaker:
+    """Draws as a recipe of method dpdm makes them: K = 32 of the whole schedule."""
+    train = load_recipe("digits", ["method=dpdm"]).train
+    assert (train.mode, train.multiplicity) == ("full", 32)
+    return draw_maker(**{**asdict(train), "micro_batch": 4, **changes})
+
+
+@pytest.mark.parametrize("law", ["auto", "cosine"])
+def test_a_step_of_dpdm_keeps_the_bound(law: str) -> None:
+    found = _contributions(draws=_as_dpdm(level_law=law, log_level_mean=None))
+    assert max(found) <= 1 + 1e-4
+    assert max(found) > 0.99
+
+
+def test_the_bound_of_dpdm_would_notice_draws_that_are_clipped_one_by_one() -> None:
+    """The fault of DP-LoRA's released code: one record adds up to K times what is accounted."""
+    assert max(_contributions(draws=_as_dpdm(), engine=_clip_each_draw)) > 4
 
 
 def test_records_below_the_bound_keep_their_own_length() -> None:

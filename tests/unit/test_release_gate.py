@@ -25,6 +25,7 @@ CHOSEN = {"promise": "per_trial", "sentence": "Eight runs, all of them priced.",
 # Question, what is changed of sound evidence, and what the reason has to say.
 REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("run_finished", {"unfinished": ["train", "summary.json"]}, "train, summary.json missing"),
+    ("method_may_leave", {"never_released": "It is a control."}, "It is a control."),
     ("mode_not_debug", {"debug": True}, "runtime.debug"),
     ("recipe_unchanged", {"recipe_changes": ["privacy.epsilon"]}, "privacy.epsilon"),
     ("recipe_unchanged", {"run": "tiny-0a1b2c3d-" + "9" * 16}, "config.yaml was changed"),

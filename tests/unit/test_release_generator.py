@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rapid_dist.diffusion.sampler import ChurnConfig
 from rapid_dist.errors import ConfigError
-from rapid_dist.release.bundle import write_bundle
+from rapid_dist.release.bundle import BundleFacts, write_bundle
 from rapid_dist.release.generator import Generator
 from tests.bundles import tiny_bundle, tiny_references
 
@@ -91,6 +93,41 @@ def test_network_evaluations_are_counted_not_asserted() -> None:
         generator.generate(LABELS[:70], seed=0)
         counted[solver] = generator.evaluations_per_image
     assert counted == {"ddim": 5, "heun": 9, "dpmpp": 5}
+
+
+NO_CHURN, CHURN = ChurnConfig(), ChurnConfig(amount=4.0, least_level=0.05)
+
+
+def _churned(churn: ChurnConfig = CHURN, **others: Any) -> Generator:
+    return Generator(tiny_bundle(solver="heun", intervals=3, churn=churn, **others))
+
+
+def test_a_churned_sample_does_not_depend_on_the_batch_or_the_worker() -> None:
+    images = _churned().generate(LABELS, seed=3)
+    np.testing.assert_array_equal(_churned().generate(LABELS, seed=3, batch_size=7), images)
+    parts = [
+        _churned().generate(LABELS[start:stop], seed=3, first_id=start)
+        for start, stop in [(0, 1), (1, 70), (70, 150)]
+    ]
+    np.testing.assert_array_equal(np.concatenate(parts), images)
+
+
+def test_every_sample_has_churn_of_its_own() -> None:
+    """Started from one state, samples part ways by it; without it they would be one picture."""
+    labels = np.zeros(40, np.int64)  # Only three entries can be drawn, each with one noise path.
+    still = _churned(NO_CHURN, noise="entry").generate(labels, seed=0)
+    churned = _churned(noise="entry").generate(labels, seed=0)
+    assert len(np.unique(still, axis=0)) <= 3
+    assert len(np.unique(churned, axis=0)) == 40
+
+
+def test_a_bundle_keeps_its_churn_and_one_from_before_has_none(tmp_path: Path) -> None:
+    write_bundle(tiny_bundle(solver="heun", intervals=3, churn=CHURN), tmp_path / "bundle")
+    opened = Generator.open(tmp_path / "bundle").generate(LABELS[:9], seed=3)
+    np.testing.assert_array_equal(opened, _churned().generate(LABELS[:9], seed=3))
+    content = tiny_bundle(solver="heun").facts.to_json()
+    del content["churn"]
+    assert BundleFacts.from_json(content).churn == NO_CHURN
 
 
 def test_progress_adds_up_to_the_number_of_images(generator: Generator) -> None:
