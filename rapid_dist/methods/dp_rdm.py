@@ -19,6 +19,7 @@ because a record is in one class (``RetrievalConfig`` has the proof). Their rele
 query; here all are fixed in the plan, and the next one is refused.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -43,6 +44,7 @@ from rapid_dist.methods import (
     sampling_stages,
 )
 from rapid_dist.methods.context import Promise, Report, RunContext, Stage
+from rapid_dist.methods.drawing import ImageSet
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan_retrieval
 from rapid_dist.privacy.keys import SecretKey
@@ -266,6 +268,46 @@ def _bundle(context: RunContext) -> Bundle:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class UntoldSource:
+    """The generator that is told nothing, put together on the worker that draws."""
+
+    settings: MethodSettings
+    public_uri: str
+    name: str  # Of the generator's folder.
+
+    def __call__(self) -> Bundle:
+        settings, public = self.settings, open_storage(self.public_uri)
+        conditioned = artifacts.with_folder(public.child(self.name), load_conditioned)
+        silence = torch.zeros(private_stages.num_classes(settings), conditioned.embedding_dim)
+        facts = sampling_stages.bundle_facts(settings, "noise", {}, {})
+        return Bundle(facts=facts, denoiser=conditioned.for_embeddings(silence))
+
+
+def controls_of(context: RunContext) -> dict[str, ImageSet]:
+    """Returns what there is without an answer: the public model, and the generator told nothing."""
+    settings, public_uri = context.settings, context.public.uri
+    if not settings.evaluation.controls:
+        return {}
+    sources: dict[str, Callable[[], Bundle]] = {
+        "public model": evaluation_stage.ControlSource(
+            settings=settings, public_uri=public_uri, out_uri=context.out.uri, source="noise"
+        ),
+        "generator without answers": UntoldSource(
+            settings=settings, public_uri=public_uri, name=conditioned_name(settings)
+        ),
+    }
+    return {
+        name: ImageSet(file=evaluation_stage.control_file(name), open_bundle=source)
+        for name, source in sources.items()
+    }
+
+
+def run_evaluate(context: RunContext) -> None:
+    """Scores samples and controls against private records: an internal result (P13)."""
+    evaluation_stage.run_evaluate(context, controls_of)
+
+
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     """Returns the stages in order."""
     return (
@@ -275,5 +317,5 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
         Stage(name="condition", run=run_condition, artifact=conditioned_name),
         Stage(name="answers", run=run_answers),
         Stage(name="generate", run=run_generate),
-        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
+        Stage(name="evaluate", run=run_evaluate),
     )

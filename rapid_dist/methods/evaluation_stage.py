@@ -6,7 +6,7 @@ training; what it finds goes to the run's ``internal/`` folder, past everything 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -200,9 +200,11 @@ def _part(name: str) -> str:
     return f"quality/{_in_file_names(name)}.json"
 
 
-def evaluation_of(context: RunContext) -> EvaluateTask:
+def evaluation_of(
+    context: RunContext, make_controls: Callable[[RunContext], dict[str, ImageSet]] = controls_of
+) -> EvaluateTask:
     """Returns what draws and measures all that the settings ask for."""
-    controls = controls_of(context)
+    controls = make_controls(context)
     return EvaluateTask(
         settings=context.settings,
         drawing=drawing_of(context, tuple(controls.values())),
@@ -213,8 +215,15 @@ def evaluation_of(context: RunContext) -> EvaluateTask:
     )
 
 
-def run_evaluate(context: RunContext) -> None:
-    """Scores samples and controls against private records: an internal result (P13)."""
+def run_evaluate(
+    context: RunContext, make_controls: Callable[[RunContext], dict[str, ImageSet]] = controls_of
+) -> None:
+    """Scores samples and controls against private records: an internal result (P13).
+
+    Args:
+      make_controls: of a method that has controls of its own.
+    """
     if not context.internal.exists(QUALITY):
         workers, count = context.backend.workers, context.backend.num_workers
-        workers.run(evaluation_of(context), name="evaluate", num_workers=count)
+        task = evaluation_of(context, make_controls)
+        workers.run(task, name="evaluate", num_workers=count)

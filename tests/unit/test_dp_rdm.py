@@ -194,6 +194,10 @@ def test_images_come_from_the_bundle_alone_each_from_an_answer_of_its_class(
     stored, _ = artifacts.get_images(keeper.out, "samples/samples.npz")
     assert np.array_equal(stored[:20], images)
     UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True)
+    controls = dp_rdm.controls_of(context)
+    assert list(controls) == ["public model", "generator without answers"]
+    untold = controls["generator without answers"].open_bundle()
+    assert not np.array_equal(Generator(untold).generate(labels, seed=0), images)
 
 
 def test_a_class_without_an_answer_is_refused() -> None:
