@@ -6,10 +6,16 @@ if TYPE_CHECKING:
     from rapid_dist.config import Recipe
 
 
-def print_plan(solved: dict[str, Any], recipe: "Recipe") -> None:
-    """Prints a solved plan, and epsilon by every accountant."""
+def print_plan(solved: dict[str, Any] | None, promise: str, recipe: "Recipe") -> None:
+    """Prints a solved plan, and epsilon by every accountant; or that there is nothing to solve."""
     from rapid_dist.privacy.statement import rounded_up
 
+    if solved is None:
+        print(f"privacy    none: method {recipe.method} has no epsilon, and is never released")
+        return
+    if promise == "public":
+        print(f"privacy    method {recipe.method} reads no private record: nothing is charged")
+        return
     budget, epsilons = solved["budget"], solved["epsilons"]
     unit = unit_facts(recipe)
     print(f"budget     epsilon {budget['epsilon']:g} at delta {budget['delta']:g}")

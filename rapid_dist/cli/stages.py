@@ -114,10 +114,12 @@ def plan(
     from rapid_dist.methods import catalog
 
     loaded = load(recipe, overrides)
-    solved = catalog.plan_of(method_settings(loaded))
-    print_plan(asdict(solved), loaded)
+    settings = method_settings(loaded)
+    promise = catalog.promise_of(settings)
+    solved = None if promise == "none" else asdict(catalog.plan_of(settings))
+    print_plan(solved, promise, loaded)
     if as_json:
-        print(json.dumps({**asdict(solved), **unit_facts(loaded)}))
+        print(json.dumps({"promise": promise, **(solved or {}), **unit_facts(loaded)}))
 
 
 def print_prepared(prepared: "Prepared", as_json: bool) -> None:
@@ -126,7 +128,7 @@ def print_prepared(prepared: "Prepared", as_json: bool) -> None:
 
     described = prepared.described()
     print(to_yaml(prepared.recipe))
-    print_plan(described["plan"], prepared.recipe)
+    print_plan(described["plan"], described["promise"], prepared.recipe)
     print(f"stages     {', '.join(described['stages'])}")
     for name, value in {**described["resources"], **described["places"]}.items():
         print(f"{name:<10} {value}")

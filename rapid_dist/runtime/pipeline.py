@@ -71,12 +71,18 @@ class Prepared:
     places: Places
     stages: tuple[Stage, ...]  # All of the method's.
 
+    @property
+    def told_plan(self) -> dict[str, Any] | None:
+        """The plan as plain values; None without privacy, of which no epsilon, nor 0, is said."""
+        return None if catalog.promise_of(self.settings) == "none" else asdict(self.plan)
+
     def described(self) -> dict[str, Any]:
         """Returns the whole configuration, the privacy plan and the resources."""
         asked = needs(self.recipe.runtime)
         return {
             "recipe": to_tree(self.recipe),
-            "plan": asdict(self.plan),
+            "promise": catalog.promise_of(self.settings),
+            "plan": self.told_plan,
             "places": asdict(self.places),
             "stages": [stage.name for stage in self.stages],
             "resources": {"backend": self.recipe.runtime.backend, **asdict(asked)},
@@ -161,12 +167,13 @@ def _run(
                 recipe.name, out=prepared.places.out, key=directory.run, tags=_tags(prepared)
             )
         )
-        tracked.log_params({**to_tree(recipe), "plan": asdict(prepared.plan)})
+        tracked.log_params({**to_tree(recipe), "plan": prepared.told_plan})
         observe = None
         if recipe.runtime.backend == "ray":
             meter = RayMeter(directory.run)
             observe = StageMeter(meter=meter).on_report
-            open_things.enter_context(_epsilon_watch(prepared, directory, meter))
+            if catalog.promise_of(prepared.settings) == "charged":
+                open_things.enter_context(_epsilon_watch(prepared, directory, meter))
         figures = Figures(directory.storage, progress, debug=recipe.runtime.debug, observe=observe)
         context = replace(_context(prepared, directory, figures, open_things), engine=engine)
         for stage in chosen:

@@ -53,6 +53,20 @@ def test_a_wrong_configuration_is_exit_2_and_one_line(
     assert list(tmp_path.iterdir()) == []  # Nothing has started.
 
 
+def test_a_plan_without_privacy_says_no_epsilon_not_even_zero(capsys: Captured) -> None:
+    said = {}
+    for method in ("nonprivate", "public", "dpdm"):
+        assert main(["plan", "-r", "digits", "-s", f"method={method}", "--json"]) == 0
+        found = capsys.readouterr().out
+        said[method] = (json.loads(found.splitlines()[-1]), found)
+    assert "none: method nonprivate has no epsilon" in said["nonprivate"][1]
+    assert said["nonprivate"][0]["promise"] == "none"
+    assert "epsilons" not in said["nonprivate"][0]
+    assert said["public"][0]["epsilons"]["pld"] == 0.0
+    assert "nothing is charged" in said["public"][1]
+    assert said["dpdm"][0]["epsilons"]["pld"] > 9  # The twin: what is charged is told.
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
