@@ -229,15 +229,10 @@ def open_vae(
     Raises:
       ConfigError: there is none at that place, or not one in safetensors.
     """
-    place = Path(source).expanduser()
-    if not hub and not place.is_dir():
-        raise ConfigError(
-            f"autoencoder.source={source!r} is no folder here. Give the folder of a diffusers "
-            "AutoencoderKL, or set autoencoder.hub to allow a download."
-        )
+    place = _place(source, hub)
     try:
         vae = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
-            place if place.is_dir() else source,
+            place,
             subfolder=subfolder or None,
             revision=revision,
             use_safetensors=True,
@@ -257,10 +252,10 @@ def vae_shape(
     source: str, *, subfolder: str = "", revision: str | None = None, hub: bool = False
 ) -> tuple[int, int]:
     """Returns (latent channels, halvings) of somebody's autoencoder, from its config.json alone."""
-    place = Path(source).expanduser()
+    place = _place(source, hub)
     try:
         found = AutoencoderKL.load_config(
-            place if place.is_dir() else source,
+            place,
             subfolder=subfolder or None,
             revision=revision,
             local_files_only=not hub,
@@ -271,6 +266,19 @@ def vae_shape(
             f"autoencoder.source={source!r} has no config.json of an AutoencoderKL "
             f"({' '.join(str(error).split())[:200]}). Give its folder, or autoencoder.subfolder."
         ) from error
+
+
+def _place(source: str, hub: bool) -> str | Path:
+    """Returns the folder of that name, or the name itself where it may be looked up elsewhere."""
+    place = Path(source).expanduser()
+    if place.is_dir():
+        return place
+    if not hub:
+        raise ConfigError(
+            f"autoencoder.source={source!r} is no folder here. Give the folder of a diffusers "
+            "AutoencoderKL, or set autoencoder.hub to allow a download."
+        )
+    return source
 
 
 def save_autoencoder(autoencoder: Autoencoder, directory: Path) -> None:
