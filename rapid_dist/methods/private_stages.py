@@ -183,11 +183,13 @@ def with_micro_batch(
         return config
     denoiser.precision = precision_on(device_of(denoiser), config.precision)
     apply_subset(denoiser, config)
+    space = denoiser.autoencoder
     micro_batch = solve_micro_batch(
         denoiser,
         config.rows_per_record,
         memory_gb=memory_gb,
-        held_bytes=images.images.nbytes,  # By the declared number and shape.
+        held_bytes=images.images.nbytes  # By the declared number and shape.
+        + (0 if space is None else sum(p.nbytes for p in space.parameters())),
         share=share,
     )
     return replace(config, micro_batch=micro_batch)
