@@ -57,7 +57,7 @@ def submit(
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "") or jobs.ADDRESS
     token_file = token_file or jobs.default_token()
     if follow:
-        _follow(jobs.connect(address, token_file), follow, address)
+        follow_job(jobs.connect(address, token_file), follow, address)
         return
     passed = {name: os.environ[name] for name in jobs.PASSED_ON if name in os.environ}
     passed |= dict(_assigned(text) for text in environment or [])
@@ -81,10 +81,11 @@ def submit(
     job_id = jobs.send(client, job, submission_id or None)
     print(f"job        {job_id}", flush=True)
     if wait:
-        _follow(client, job_id, address)
+        follow_job(client, job_id, address)
 
 
-def _follow(client: "Client", job_id: str, address: str) -> None:
+def follow_job(client: "Client", job_id: str, address: str) -> None:
+    """Prints the job's log and exits with its code; Ctrl-C ends the printing and not the job."""
     from rapid_dist.runtime.submit import Follower
 
     try:

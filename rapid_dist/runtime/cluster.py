@@ -22,7 +22,7 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.autoscaler.sdk import request_resources
 
 from rapid_dist.errors import ConfigError
-from rapid_dist.runtime.placement_roles import Phase, bundles, misfit
+from rapid_dist.runtime.placement_roles import Phase, bundles, misfit, unsafe_driver
 from rapid_dist.runtime.ray_address import check_answers
 
 ENVIRONMENT = {
@@ -127,11 +127,10 @@ def session(
         if joined and scale_minutes:
             undo.enter_context(scaled(roles, minutes=scale_minutes))
         _refuse_shortage(needs)
-        lacking = (
-            misfit(roles, nodes()) if joined else None
-        )  # Our own has one node, and is counted.
-        if lacking:
-            raise ConfigError(lacking)
+        if joined:  # Of our own there is one node, and its resources have been counted.
+            lacking = misfit(roles, nodes()) or unsafe_driver(roles, _own_labels())
+            if lacking:
+                raise ConfigError(lacking)
         yield
 
 
@@ -175,6 +174,11 @@ def scaled(
         yield
     finally:
         request(bundles=[])  # Or the nodes would stay after the run, and be paid for.
+
+
+def _own_labels() -> dict[str, str]:
+    here = ray.get_runtime_context().get_node_id()
+    return next((node.get("Labels") or {} for node in nodes() if node["NodeID"] == here), {})
 
 
 def _refuse_shortage(needs: Needs) -> None:

@@ -134,6 +134,25 @@ def _told_misfit(role: Role, number: int, nodes: list[dict[str, Any]]) -> str:
     )
 
 
+def unsafe_driver(all_phases: Sequence[Phase], own: Mapping[str, str]) -> str | None:
+    """Returns why a driver should not be on a node with these labels, in one line, or nothing.
+
+    Nodes for trajectories alone may vanish at any moment; with the driver the run would, and the
+    ledger's keeper.
+    """
+    labels = {role.name: role.labels for phase in all_phases for role in phase}
+    spot = labels.get("trajectories") or {}
+    if not spot or spot in (labels.get("training"), labels.get("search")):
+        return None
+    if any(own.get(name) != value for name, value in spot.items()):
+        return None
+    told = ", ".join(f"{name}={value}" for name, value in spot.items())
+    return (
+        f"This driver is on a node labelled {told}, which is what runtime.trajectory_labels asks "
+        "of nodes that may vanish. Submit a job (its driver is on the head), or run it elsewhere."
+    )
+
+
 def bundles(all_phases: Sequence[Phase]) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
     """Returns what an autoscaler is asked for, a bundle a process, and the label of each."""
     wanted = [role for phase in all_phases for role in phase for _ in range(role.count)]

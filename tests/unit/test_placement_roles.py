@@ -14,6 +14,7 @@ from rapid_dist.runtime.placement_roles import (
     misfit,
     phases,
     placement_told,
+    unsafe_driver,
 )
 
 
@@ -92,6 +93,16 @@ def test_labels_of_one_kind_win_over_those_of_all_actors():
     _, (building,), (searching,) = phases(runtime)
     assert (building.labels, searching.labels) == ({"pool": "cpu"}, {"pool": "memory"})
     assert actor_place(searching).options()["label_selector"] == {"pool": "memory"}
+
+
+def test_a_driver_is_refused_where_only_trajectories_may_be_lost():
+    line = unsafe_driver(phases(POOLS), {"pool": "spot"})
+    assert line is not None
+    assert "pool=spot" in line
+    assert unsafe_driver(phases(POOLS), {"pool": "head"}) is None
+    same = RuntimeConfig(worker_labels={"pool": "cpu"}, trajectory_labels={"pool": "cpu"})
+    assert unsafe_driver(phases(same), {"pool": "cpu"}) is None  # One kind of node for all.
+    assert unsafe_driver(phases(RuntimeConfig()), {}) is None
 
 
 def test_an_autoscaler_is_asked_for_a_bundle_a_process():

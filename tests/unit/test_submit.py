@@ -9,8 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from ray.job_submission import JobStatus
 
+from rapid_dist.cli.submit import follow_job
 from rapid_dist.config import load_recipe, recipe_hash
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.runtime import submit
@@ -219,6 +221,20 @@ def test_a_head_that_is_away_for_a_moment_is_waited_for_and_one_that_is_gone_is_
     gone.back_after = 10_000
     with pytest.raises(RapidError, match="--follow id"):
         _follow(gone)
+
+
+def test_ctrl_c_leaves_the_job_and_says_how_to_stop_it(capsys):
+    class Interrupted(FakeClient):
+        async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+            yield "a\n"
+            raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as end:
+        follow_job(Interrupted(), "id", "http://127.0.0.1:1")
+    assert end.value.exit_code == 1
+    said = capsys.readouterr().err
+    assert "The job goes on" in said
+    assert "ray job stop --address http://127.0.0.1:1 id" in said
 
 
 def test_a_second_job_for_a_run_directory_is_refused_while_the_first_one_lives():
