@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 from datetime import date
 from pathlib import Path
@@ -150,7 +151,7 @@ def list_released(
     found = released_versions(_registry(tracking_uri), name or None)
     table = Table("model", "version", "status", "epsilon", "released", "by", "aliases")
     for one in found:
-        row = (one.name, str(one.version), _status(one), one.tags.get("dp.epsilon", "?"))
+        row = (one.name, str(one.version), _status(one), _epsilon(one))
         more = (one.tags.get("release.date", "?"), one.tags.get("release.signer", "?"))
         table.add_row(*map(escape, (*row, *more, ", ".join(one.aliases))))
     Console().print(table)
@@ -203,6 +204,13 @@ def _registry(tracking_uri: str) -> str:
 def _status(one: "Released") -> str:
     reason = one.tags.get("withdrawn.reason")
     return f"{one.status}: {reason}" if reason else one.status
+
+
+def _epsilon(one: "Released") -> str:
+    try:
+        return f"{math.ceil(float(one.tags['dp.epsilon']) * 1e4) / 1e4:.4f}"  # Never down.
+    except (KeyError, ValueError):
+        return "?"
 
 
 def _plain(one: "Released") -> dict[str, object]:

@@ -85,6 +85,8 @@ class Registry:
         self._cache = cache or _cache_folder()
         try:
             self._client: MlflowClient = connect(uri)
+        except RapidError:
+            raise
         except Exception as error:  # A server's, a database's, a network's: each has its own.
             raise RapidError(f"The registry at {uri} does not answer: {_line(error)}.") from error
 

@@ -20,10 +20,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
 
-from rapid_dist.errors import ConfigError, RapidError
-from rapid_dist.release import server
+from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import open_bundle, verify_bundle
 from rapid_dist.release.model_code import MODEL_CODE
+from rapid_dist.release.server import connect, in_one_line
 
 # The name of the one artifact. Again in pyfunc_model.py, for importing that makes MLflow warn.
 BUNDLE = "bundle"
@@ -36,6 +36,7 @@ REQUIRED_TAGS = ("dp.epsilon", "dp.delta", "dp.relation", "dp.unit", "dp.ledger_
 REQUIREMENTS = ("mlflow", "torch", "diffusers", "safetensors", "numpy", "pandas")
 
 
+@in_one_line
 def register_model(
     bundle_dir: Path,
     run_id: str,
@@ -64,7 +65,7 @@ def register_model(
         )
     digest = verify_bundle(bundle_dir)
     denoiser = open_bundle(bundle_dir).denoiser
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    client = connect(tracking_uri, existing=True)
     all_tags = {**tags, "bundle.sha256": digest}
     logged = client.create_logged_model(
         client.get_run(run_id).info.experiment_id,
@@ -145,26 +146,13 @@ class Released:
     tags: Mapping[str, str]
 
 
-def connect(tracking_uri: str) -> MlflowClient:
-    """Returns a client of a registry; a sqlite file that is not there is not made."""
-    path = tracking_uri.removeprefix("sqlite:///")
-    if path != tracking_uri and not Path(path).is_file():
-        raise ConfigError(
-            f"There is no registry at {tracking_uri}. Name another with --tracking-uri."
-        )
-    try:
-        return server.connect(tracking_uri)
-    except OSError as error:
-        raise RapidError(
-            f"The registry at {tracking_uri} does not answer ({error}). Check --tracking-uri."
-        ) from None
-
-
+@in_one_line
 def candidate_of(tracking_uri: str, name: str) -> int | None:
     """Returns the version that waits to be released, if one does."""
-    return _aliases(connect(tracking_uri), name).get(CANDIDATE)
+    return _aliases(connect(tracking_uri, existing=True), name).get(CANDIDATE)
 
 
+@in_one_line
 def promote(tracking_uri: str, name: str, version: int, waiting: int | None = None) -> None:
     """Makes a candidate the released version; the one before it is superseded.
 
@@ -173,7 +161,7 @@ def promote(tracking_uri: str, name: str, version: int, waiting: int | None = No
     Args:
       waiting: another run's candidate, which keeps waiting.
     """
-    client = connect(tracking_uri)
+    client = connect(tracking_uri, existing=True)
     before = _aliases(client, name)
     client.set_registered_model_alias(name, RELEASED, str(version))
     client.set_model_version_tag(name, str(version), STATUS, RELEASED)
@@ -185,6 +173,7 @@ def promote(tracking_uri: str, name: str, version: int, waiting: int | None = No
         client.delete_registered_model_alias(name, CANDIDATE)
 
 
+@in_one_line
 def withdraw(tracking_uri: str, name: str, version: int, *, reason: str, on: str) -> Released:
     """Takes the alias from a released version and says why; nothing is deleted.
 
@@ -195,7 +184,7 @@ def withdraw(tracking_uri: str, name: str, version: int, *, reason: str, on: str
     """
     if not reason.strip():
         raise ConfigError("A withdrawal says why. Give --reason.")
-    client = connect(tracking_uri)
+    client = connect(tracking_uri, existing=True)
     found = next(
         (one for one in released_versions(tracking_uri, name) if one.version == version), None
     )
@@ -214,9 +203,10 @@ def withdraw(tracking_uri: str, name: str, version: int, *, reason: str, on: str
     return next(one for one in released_versions(tracking_uri, name) if one.version == version)
 
 
+@in_one_line
 def released_versions(tracking_uri: str, name: str | None = None) -> list[Released]:
     """Returns every version that went through a release, by name and number."""
-    client = connect(tracking_uri)
+    client = connect(tracking_uri, existing=True)
     names = _names(client) if name is None else [name]
     found = []
     for one in names:
@@ -240,24 +230,26 @@ def released_versions(tracking_uri: str, name: str | None = None) -> list[Releas
 def tags_of(tracking_uri: str, name: str, version: int) -> dict[str, str]:
     """Returns the tags of one version; a ``ConfigError`` if there is none."""
     try:
-        return dict(connect(tracking_uri).get_model_version(name, str(version)).tags)
+        return dict(connect(tracking_uri, existing=True).get_model_version(name, str(version)).tags)
     except MlflowException as error:
         raise ConfigError(
             f"{name} has no version {version} in {tracking_uri} ({error.error_code})."
         ) from error
 
 
+@in_one_line
 def run_of(tracking_uri: str, name: str, version: int) -> str:
     """Returns the id of the MLflow run that a version belongs to."""
-    return str(connect(tracking_uri).get_model_version(name, str(version)).run_id)
+    return str(connect(tracking_uri, existing=True).get_model_version(name, str(version)).run_id)
 
 
+@in_one_line
 def ledger_heads(tracking_uri: str, dataset: str) -> set[str]:
     """Returns every ledger head that the registry's versions state of one private data set.
 
     Each of them must be in the ledger for ever: a ledger without one was cut.
     """
-    client = connect(tracking_uri)
+    client = connect(tracking_uri, existing=True)
     return {
         version.tags["dp.ledger_head"]
         for name in _names(client)

@@ -113,9 +113,21 @@ footer { color: var(--soft); font-size: .88rem; padding-bottom: 3rem; }
 @media (max-width: 40rem) { section { padding: 1.1rem; }
   td.bar, th.bar { display: none; }
   .claim .sentence { font-size: 1.12rem; } }
-@media print { body { background: #fff; } nav { display: none; }
-  main, header.top, footer { max-width: none; padding: 0; }
-  .scroll { overflow: visible; } .audit { min-width: 0; }
-  h2, h3, caption { break-after: avoid; }
-  tr, figure, .facts, .banner, .verdict, .sets .scroll { break-inside: avoid; } }
+@page { size: A4; margin: 15mm 14mm; }
+@media print {
+  :root { --page: #f5f6f4; --card: #ffffff; --ink: #1b2420; --soft: #55615b; --rule: #dde2de;
+    --accent: #0b6b57; --accent-soft: #e3f1ec; --warn: #8a4b00; --warn-soft: #fff3df;
+    --line-0: #0b6b57; --line-1: #3465a8; --line-2: #8a8f8c; --bar: #9fcabc; }
+  html { font-size: 12px; } body { background: #fff; font-size: 12px; line-height: 1.45; }
+  nav { display: none; }
+  main, header.top, footer { max-width: none; padding: 0; } p { max-width: none; }
+  section { border-width: 1px 0 0; border-radius: 0; padding: .9rem 0 .2rem; margin: .7rem 0; }
+  section.claim { border-top-width: 3px; }
+  .facts { margin: .8rem 0; } th, td { padding-top: .25rem; padding-bottom: .25rem; }
+  #signature { break-inside: avoid; }
+  .scroll { overflow: visible; margin: 0 0 .8rem; padding: 0; }
+  pre { overflow: visible; white-space: pre-wrap; overflow-wrap: anywhere; }
+  .audit { min-width: 0; }
+  h2, h3, caption { break-after: avoid; } p { orphans: 3; widows: 3; }
+  tr, pre, figure, .facts, .banner, .verdict, .sets .scroll { break-inside: avoid; } }
 """

@@ -110,6 +110,8 @@ class Tracker:
         try:
             client = connect(place.uri)
             experiment_id = _open_experiment(client, experiment, place.artifacts)
+        except RapidError:
+            raise
         except Exception as error:  # A server's, a database's, a network's: each has its own.
             raise RapidError(
                 f"MLflow at {place.uri} refused: {_first_line(error)}. Check tracking.uri."

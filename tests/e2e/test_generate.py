@@ -15,7 +15,8 @@ from rapid_dist.release.bundle import write_bundle
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.pull import Registry, open_model
 from rapid_dist.release.registry import register_model
-from rapid_dist.runtime.drawing import Model, Request, generate_images
+from rapid_dist.runtime.drawing import Model, Request, draw, generate_images
+from rapid_dist.runtime.drawing_workers import Drawing
 from rapid_dist.runtime.services import Services
 from tests.bundles import tiny_bundle
 from tests.serve_site import make_site, required, run_in_site
@@ -77,17 +78,21 @@ def test_three_lines_pull_and_sample_with_the_serve_extra_alone(
     assert TRAINING & required("serve") == set()
     assert required("train") >= TRAINING  # It would be noticed.
     site = make_site(tmp_path / "site")
+    write_bundle(tiny_bundle(source="query"), tmp_path / "by-query")
     script = """
 import json, numpy as np, sys
 from rapid_dist.release.pull import open_model
 generator = open_model("models:/tiny@released")
 images = generator.generate(np.array([1, 0, 1, 1]), seed=5)
-print(json.dumps(images.tolist()))
+asked = open_model("by-query").generate(np.array([1, 0, 1]), seed=5)  # Searches without FAISS.
+print(json.dumps([images.tolist(), asked.tolist()]))
 """
     environment = {"MLFLOW_TRACKING_URI": released.uri, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     said = run_in_site(site, "-c", script, cwd=tmp_path, **environment)
-    drawn = np.array(json.loads(said.splitlines()[-1]), np.uint8)
+    drawn, asked = (np.array(part, np.uint8) for part in json.loads(said.splitlines()[-1]))
     np.testing.assert_array_equal(drawn, _expected(released, [1, 0, 1, 1], 5))
+    by_query = Generator.open(tmp_path / "by-query").generate(np.array([1, 0, 1]), seed=5)
+    np.testing.assert_array_equal(asked, by_query)
     # The command as well, in several processes of that Python.
     words = ["generate", "--model", "models:/tiny@released", "--count", str(COUNT)]
     words += ["--seed", "7", "--workers", "2", "--class", "one", "--out", "drawn", "--json"]
@@ -122,6 +127,10 @@ def test_workers_of_a_ray_cluster_draw_the_same_images(released: Released, tmp_p
     generate_images(model, request, tmp_path / "ray", workers=2, backend="ray")
     labels = [number % 2 for number in range(600)]
     np.testing.assert_array_equal(_images(tmp_path / "ray"), _expected(released, labels, 3))
+    # The synthetic set of a release as well, and from a bundle that samples by query.
+    write_bundle(tiny_bundle(source="query"), tmp_path / "by-query")
+    asked = Drawing(bundle=tmp_path / "by-query", labels=np.array(labels[:300]), seed=3)
+    np.testing.assert_array_equal(draw(asked, 2, "ray"), draw(asked, 1, "process"))
 
 
 @pytest.mark.usefixtures("cache")

@@ -14,11 +14,11 @@ from rapid_dist.release.bundle import Bundle, open_bundle, write_bundle
 from rapid_dist.release.checksums import write_checksums
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.needed import needed_files
-from rapid_dist.release.query import one_of
+from rapid_dist.release.query import QueryFacts, one_of
 from rapid_dist.release.scan import MODEL_FILES, internal_traces
 from rapid_dist.release.signing import fingerprint_of, raw_public_key, sign, to_bytes
 from rapid_dist.release.verify import verify_release
-from tests.bundles import tiny_bundle, tiny_facts
+from tests.bundles import tiny_bundle, tiny_facts, tiny_public_half
 from tests.releases import new_key, tiny_inputs, tiny_parts, tiny_privacy
 
 LABELS = np.arange(100) % 2
@@ -81,14 +81,15 @@ def test_what_is_entered_follows_the_query_and_not_the_label(folder: Path) -> No
     generator.generate(LABELS, seed=3, entered=first)
     generator.generate(1 - LABELS, seed=3, entered=second)
     np.testing.assert_array_equal(first, second)
-    knowledge = tiny_bundle(source="query").public.knowledge
+    knowledge = tiny_public_half().knowledge
     shown = generator.references(LABELS, seed=3)
     np.testing.assert_array_equal(shown, knowledge.images[knowledge.image_of_entry[first]])
 
 
 def test_among_several_nearest_one_is_drawn_by_the_samples_own_seed(folder: Path) -> None:
     bundle = tiny_bundle(source="query")
-    several = replace(bundle.facts, query=replace(bundle.facts.query, top_m=8))
+    asked = QueryFacts(query_step=700, intervals=2, keys="contrast", top_m=8)
+    several = replace(bundle.facts, query=asked)
     nearest, among = np.full(100, -1), np.full(100, -1)
     Generator(bundle).generate(LABELS, seed=3, entered=nearest)
     generator = Generator(replace(tiny_bundle(source="query"), facts=several))
@@ -100,6 +101,7 @@ def test_among_several_nearest_one_is_drawn_by_the_samples_own_seed(folder: Path
 
 def test_a_public_network_that_makes_nothing_finite_is_refused() -> None:
     bundle = tiny_bundle(source="query")
+    assert bundle.public is not None
     for weight in bundle.public.denoiser.parameters():
         weight.data.fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
@@ -107,7 +109,7 @@ def test_a_public_network_that_makes_nothing_finite_is_refused() -> None:
 
 
 def test_a_knowledge_base_whose_parts_do_not_fit_is_refused() -> None:
-    knowledge = tiny_bundle(source="query").public.knowledge
+    knowledge = tiny_public_half().knowledge
     with pytest.raises(ConfigError, match="as many entries"):
         replace(knowledge, image_of_entry=np.zeros(3, np.int64))
     with pytest.raises(ConfigError, match=r"0\.\.20, there are 20"):
