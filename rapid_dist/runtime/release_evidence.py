@@ -33,7 +33,7 @@ from rapid_dist.storage import Storage, StorageMissing, open_storage
 SELECTION = "selection.json"  # What a sweep says of the run that it chose.
 INTERNAL = ("quality.json", contamination_stage.FOUND)
 # Sections of a recipe that say where it runs or what is measured, and shape no model.
-UNSAID = ("runtime", "tracking", "release", "evaluation", "sweep")
+UNSAID = ("runtime", "tracking", "release", "evaluation", "sweep", "compare")
 
 
 @dataclass(frozen=True, kw_only=True)
