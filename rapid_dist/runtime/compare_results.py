@@ -205,8 +205,9 @@ def _cost(
     except BudgetError as error:  # Of very many pieces the accountants may disagree.
         return {"pieces": len(runs), "sentence": f"Its total cannot be claimed: {error}"}
     free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)
+    counted = "one charged piece" if len(runs) == 1 else f"{len(runs)} charged pieces"
     sentence = (
-        f"The {len(runs)} charged pieces of this comparison together cost epsilon "
+        f"The {counted} of this comparison together cost epsilon "
         f"{rounded_up(spent)} at delta {delta:g}, and all that was ever charged to "
         f"{recipe.data.private.name!r} costs {rounded_up(whole)}; choosing among them by these "
         "figures is a choice made on private records, which no epsilon here covers."

@@ -9,6 +9,11 @@ from types import ModuleType
 
 import pytest
 
+from rapid_dist.config import method_settings
+from rapid_dist.methods.catalog import check_method
+from rapid_dist.runtime.compare_plan import recipe_of
+from rapid_dist.runtime.run_directory import Places
+
 ROOT = Path(__file__).resolve().parents[2]
 # What a machine with a GPU may lack; to whoever looks for one of them it is not there.
 ABSENT = (
@@ -65,6 +70,24 @@ def test_the_gpu_pieces_are_listed_where_vendors_are_lacking() -> None:
 
 def test_the_list_would_notice_a_vendor_that_is_needed() -> None:
     assert _run_without(("diffusers",), "--list").returncode != 0
+
+
+def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    compare = _benchmark("compare")
+    parts = compare.parts(("rapid", "dpdm"))
+    assert {"digits", "mnist-best", "pneumonia", "mnist-10k-split", "digits-top"} <= set(parts)
+    options = compare.options_of().parse_args(["--backend", "process"])
+    where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
+    for name, part in parts.items():
+        recipe = compare.recipe_of(name, part, options)
+        for row in part.rows:
+            for epsilon in part.epsilons:
+                own = recipe_of(recipe, where, row, epsilon, 0)
+                check_method(method_settings(own))
+                assert own.data.private.name == ("mnist-10k-14" if "10k" in name else part.recipe)
 
 
 def test_a_new_row_takes_the_place_of_that_of_its_name(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""What a comparison holds equal, how it is drawn, and how memory is looked at."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rapid_dist.config import Recipe, load_recipe
+from rapid_dist.errors import ConfigError
+from rapid_dist.methods.compare_settings import CompareConfig
+from rapid_dist.release.compare_page import USEFUL, markdown_table, table_rows
+from rapid_dist.release.compare_plots import HEIGHT, Series, quality_svg
+from rapid_dist.runtime.compare_memory import PeakMemory, tree_rss
+from rapid_dist.runtime.compare_plan import prepare_compare
+from rapid_dist.runtime.compare_results import _one_of_each
+
+
+def _recipe(*more: str) -> Recipe:
+    return load_recipe("digits", ["privacy.steps=3", "runtime.backend=process", *more])
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"methods": ()}, "at least one row"),
+        ({"methods": ("rapid", "rapid")}, "each once"),
+        ({"methods": ("Rapid!",)}, "lower case"),
+        ({"seeds": 0}, "at least 1"),
+        ({"epsilons": (1.0, -1.0)}, "positive"),
+        ({"variants": {"x": {"evaluation.neighbors": 3}}}, "all rows of a comparison share"),
+        ({"variants": {"x": {"privacy.epsilon": 50}}}, "all rows of a comparison share"),
+        ({"variants": {"x": {"privacy": {"steps": 3}}}}, "all rows of a comparison share"),
+        ({"variants": {"x": {"data.private.limit": 3}}}, "all rows of a comparison share"),
+        ({"epsilons": (1.0,), "budgets": {"2": {}}}, "does not"),
+        ({"epsilons": (1.0,), "budgets": {"1": {"method": "dpdm"}}}, "for all rows"),
+    ],
+)
+def test_what_would_make_rows_unequal_is_refused(settings: Any, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        CompareConfig(**settings)
+
+
+def test_what_is_a_rows_own_may_be_changed() -> None:
+    own = {"data.public.0.count": 3, "train.mode": "late", "privacy.steps": 3, "method": "dpdm"}
+    assert CompareConfig(variants={"x": own}).variants["x"] == own
+
+
+def test_pieces_share_data_budget_seed_and_evaluation_and_differ_in_their_method(
+    tmp_path: Path,
+) -> None:
+    prepared = prepare_compare(
+        _recipe(
+            "compare.methods=[rapid, steep, dpdm, public]",
+            "compare.variants={steep: {split.split_step: 300}, dpdm: {train.multiplicity: 2}}",
+            "compare.epsilons=[1, 10]",
+            "compare.budgets={1: {privacy.expected_batch: 64}}",
+            "compare.seeds=2",
+            "compare.first_seed=5",
+        ),
+        str(tmp_path / "c"),
+    )
+    pieces = {piece.name: piece.prepared.recipe for piece in prepared.pieces}
+    assert list(pieces)[:7] == [
+        "rapid-1-5", "rapid-10-5", "steep-1-5", "steep-10-5", "dpdm-1-5", "dpdm-10-5",
+        "public-any-5",
+    ]  # fmt: skip
+    assert len(pieces) == 14
+    for name, recipe in pieces.items():
+        row, budget, seed = name.split("-")
+        assert recipe.sampling.seed == recipe.evaluation.seed == int(seed)
+        assert recipe.privacy.epsilon == float(budget.replace("any", "10"))
+        assert recipe.privacy.expected_batch == (64 if budget == "1" else 512)
+        assert recipe.data == pieces["rapid-1-5"].data
+        assert recipe.evaluation.classifiers == pieces["rapid-1-5"].evaluation.classifiers
+        assert recipe.evaluation.classifiers.validation_share == 0.1
+        assert recipe.split.split_step == (300 if row == "steep" else 600)
+        assert not recipe.tracking.register_models
+    assert (pieces["dpdm-1-5"].train.mode, pieces["dpdm-1-5"].train.multiplicity) == ("full", 2)
+    assert pieces["steep-1-5"].method == "rapid"
+    described = prepared.described()["pieces"]
+    assert described[0]["plan"]["dp_sgd"]["steps"] == 3
+    assert {one["promise"] for one in described} == {"charged", "public"}
+
+
+def test_a_row_that_is_no_method_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Row 'dpmd' at epsilon 10: It is neither a method"):
+        prepare_compare(_recipe("compare.methods=[dpmd]"), str(tmp_path))
+    with pytest.raises(ConfigError, match=r"Row 'x' at epsilon 10: .*split\.split_step"):
+        prepare_compare(
+            _recipe("compare.methods=[x]", "compare.variants={x: {split.split_step: 900}}"),
+            str(tmp_path),
+        )
+
+
+def _row(name: str, epsilon: float | None, value: float, spread: float | None) -> dict[str, Any]:
+    return {
+        "row": name, "method": name, "promise": "charged", "epsilon": epsilon, "seeds": 2, "of": 3,
+        "mean": {"mean": value, "best": value}, "spread": {"mean": spread, "best": None},
+    }  # fmt: skip
+
+
+def test_a_table_has_mean_and_spread_and_says_what_best_means() -> None:
+    rows = [_row("a", 1.0, 0.5, 0.01), _row("b", None, 0.25, None)]
+    cells = table_rows(rows, USEFUL[:1])
+    assert cells == [["a", "1", "2 of 3", "50.0% ± 1.0"], ["b", "-", "2 of 3", "25.0%"]]
+    text = markdown_table(
+        {
+            "rows": rows,
+            "notice": "Internal: x",
+            "extractors": ["pixels"],
+            "fidelity_images": [40],
+            "fidelity_label": "FID-like, not FID",
+            "cost": {"sentence": "It cost much."},
+            "pieces": [{"state": "failed", "piece": "c-1-0", "reason": "no budget"}],
+        }
+    )
+    assert text.startswith("**Internal: x**")
+    assert "a choice made on private records" in text
+    assert "stands beside no published figure" in text
+    assert "Failed: c-1-0: no budget" in text
+
+
+def test_names_at_the_ends_of_lines_stand_apart_and_inside_the_figure() -> None:
+    many = [Series(name=f"m{n}", points=((1.0, 0.5, 0.0), (10.0, 0.5, 0.1))) for n in range(12)]
+    figure = quality_svg([*many, Series(name="<low>", points=(), level=0.1)], "mean")
+    ends = [float(part.split('y="')[1].split('"')[0]) for part in figure.split("<text class=")[1:]]
+    assert len(ends) == 13
+    gaps = np.diff(sorted(ends))
+    assert gaps.min() > 14
+    assert max(ends) < HEIGHT
+    assert "&lt;low&gt; (no budget)" in figure
+    assert figure.count("<polyline") == 12
+
+
+def test_a_figure_without_pieces_says_so() -> None:
+    assert "No piece is done yet" in quality_svg([], "mean")
+    assert "<circle" in quality_svg([Series(name="a", points=((1.0, 0.5, 0.0),))], "frechet")
+
+
+def test_a_row_of_samples_shows_the_classes_in_turn() -> None:
+    labels = np.array([2, 0, 0, 1, 2, 1, 0])
+    assert labels[_one_of_each(labels, 3)].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_memory_is_that_of_a_process_and_all_below_it(tmp_path: Path) -> None:
+    def process(pid: int, pages: int, *children: int) -> None:
+        (tmp_path / str(pid) / "task" / str(pid)).mkdir(parents=True)
+        (tmp_path / str(pid) / "statm").write_text(f"900 {pages} 1 1 0 1 0\n")
+        listed = " ".join(str(child) for child in children)
+        (tmp_path / str(pid) / "task" / str(pid) / "children").write_text(listed)
+
+    process(1, 100, 2, 3)
+    process(2, 10, 4)
+    process(4, 1)  # Process 3 has ended between the two looks.
+    assert tree_rss(1, tmp_path) == 111 * os.sysconf("SC_PAGE_SIZE")
+    assert tree_rss(77, tmp_path) == 0
+
+
+def test_a_peak_is_seen_after_it_is_over() -> None:
+    before = tree_rss(os.getpid()) / 2**30
+    with PeakMemory() as peak:
+        held = np.ones(300_000_000, np.uint8)
+        del held
+    assert (peak.figures()["rss_gb"] or 0) > before + 0.2
