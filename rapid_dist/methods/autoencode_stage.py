@@ -12,7 +12,7 @@ import torch
 from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.methods import artifacts
-from rapid_dist.methods.context import Report, RunContext, Stage
+from rapid_dist.methods.context import Report, RunContext
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.autoencode import make_autoencoder, measure_latents, train_autoencoder
 from rapid_dist.storage import open_storage
@@ -67,8 +67,3 @@ def run_autoencode(context: RunContext) -> None:
         )
         workers, count = context.backend.workers, context.backend.num_workers
         workers.run(task, name="autoencode", num_workers=count, private=False)
-
-
-def autoencode_stage() -> Stage:
-    """Of every method with public networks, in a recipe that diffuses latents (``catalog.py``)."""
-    return Stage(name="autoencode", run=run_autoencode, artifact=artifacts.autoencoder_name)

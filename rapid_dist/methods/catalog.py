@@ -9,9 +9,9 @@ from typing import Protocol
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import controls, dp_ldm, dp_rdm, dpdm, nonprivate, rapid
-from rapid_dist.methods.autoencode_stage import autoencode_stage
 from rapid_dist.methods.checks import check_settings
 from rapid_dist.methods.context import Promise, Stage
+from rapid_dist.methods.public_stages import autoencode_stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, epsilons, plan
 

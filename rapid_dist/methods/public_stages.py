@@ -17,7 +17,7 @@ from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.autoencode_stage import run_autoencode
-from rapid_dist.methods.context import Report, RunContext
+from rapid_dist.methods.context import Report, RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.build import (
     PIXEL_FEATURES,
@@ -174,6 +174,17 @@ class _Reference:
 
     def __call__(self) -> PublicImages:
         return artifacts.load_references(self.settings, self.generation)
+
+
+def autoencode_stage() -> Stage:
+    """Of every method with public networks, in a recipe that diffuses latents (``catalog.py``)."""
+    return Stage(name="autoencode", run=_run_first, artifact=artifacts.autoencoder_name)
+
+
+def _run_first(context: RunContext) -> None:
+    if not artifacts.is_done(context.public.child(artifacts.pretrain_name(context.settings))):
+        _refuse_few_references(context.settings)  # Before anything is trained.
+    run_autoencode(context)
 
 
 def run_pretrain(context: RunContext) -> None:

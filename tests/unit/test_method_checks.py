@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from rapid_dist.config import load_recipe, method_settings
+from rapid_dist.diffusion.autoencoder import VaeConfig
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods.checks import check_settings
-from rapid_dist.methods.public_stages import run_pretrain
+from rapid_dist.methods.public_stages import autoencode_stage, run_pretrain
+from rapid_dist.public.autoencode import AutoencoderConfig
 from rapid_dist.recipe_files import recipe_names
 from tests.untrained import UntrainedRun
 
@@ -47,7 +49,13 @@ def test_more_clusters_than_references_are_refused_before_the_first_training(
     asked = replace(fresh, privacy=replace(fresh.privacy, prior_share=0.1))
     with pytest.raises(ConfigError, match=r"clusters is 400, but the public data give \d\d ref"):
         run_pretrain(replace(context, settings=asked))
+    small = AutoencoderConfig(steps=2, batch_size=8, network=VaeConfig(widths=(8, 8)))
+    latents = replace(context, settings=replace(asked, autoencoder=small))
+    with pytest.raises(ConfigError, match="clusters is 400"):
+        autoencode_stage().run(latents)
     assert reports == []  # Nothing was trained.
     few = replace(asked, knowledge_base=replace(asked.knowledge_base, clusters=10))
     run_pretrain(replace(context, settings=few))
     assert [(stage, figures["step"]) for stage, figures in reports][-1] == ("pretrain", 3)
+    autoencode_stage().run(replace(context, settings=replace(few, autoencoder=small)))
+    assert [(stage, figures["step"]) for stage, figures in reports][-1] == ("autoencode", 2)
