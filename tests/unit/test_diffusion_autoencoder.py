@@ -31,6 +31,11 @@ def _images(count: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
     return 2 * torch.rand(count, channels, 8, 8, generator=generator) - 1
 
 
+def _of(denoiser: Denoiser) -> Autoencoder:
+    assert denoiser.autoencoder is not None
+    return denoiser.autoencoder
+
+
 def test_latents_have_the_declared_shape_and_lead_back_to_images() -> None:
     autoencoder = tiny_autoencoder()
     latents = autoencoder.encode(_images(5))
@@ -85,8 +90,8 @@ def test_training_mode_does_not_reach_an_autoencoder_and_nothing_of_it_is_traine
     denoiser = latent_denoiser()
     denoiser.train()
     assert denoiser.unet.training
-    assert not any(module.training for module in denoiser.autoencoder.modules())
-    assert not any(p.requires_grad for p in denoiser.autoencoder.parameters())
+    assert not any(module.training for module in _of(denoiser).modules())
+    assert not any(p.requires_grad for p in _of(denoiser).parameters())
 
 
 class _MinusBatchMean(nn.Module):
@@ -98,11 +103,11 @@ def test_an_autoencoder_that_looks_across_the_batch_is_refused() -> None:
     check_layers(latent_denoiser())
     check_rows_apart(latent_denoiser())
     denoiser = latent_denoiser()
-    denoiser.autoencoder.vae.encoder.conv_act = _MinusBatchMean()
+    _of(denoiser).vae.encoder.conv_act = _MinusBatchMean()
     with pytest.raises(ConfigError, match="latents of one image"):
         check_rows_apart(denoiser)
     denoiser = latent_denoiser()
-    denoiser.autoencoder.vae.encoder.conv_norm_out = nn.BatchNorm2d(8)
+    _of(denoiser).vae.encoder.conv_norm_out = nn.BatchNorm2d(8)
     with pytest.raises(ConfigError, match="buffers"):
         check_layers(denoiser)
 

@@ -104,7 +104,7 @@ def test_a_network_with_adapters_passes_the_allow_list(subset: str) -> None:
 def test_an_adapter_that_couples_rows_is_refused() -> None:
     denoiser = _adapted("lora")
     adapter = next(m for m in denoiser.modules() if isinstance(m, Adapted))
-    adapter.up = nn.Sequential(adapter.up, nn.BatchNorm1d(16))
+    adapter.up = nn.Sequential(adapter.up, nn.BatchNorm1d(16))  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="BatchNorm"):
         check_layers(denoiser)
 
