@@ -12,6 +12,7 @@ import sys
 from rapid_dist.errors import RapidError
 from rapid_dist.runtime.cluster import Needs, session
 from rapid_dist.runtime.cluster_smoke import SUM_SEC, look
+from rapid_dist.runtime.placement_roles import Role
 
 
 def main() -> int:
@@ -20,18 +21,24 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="as runtime.workers will be")
     parser.add_argument("--threads", type=int, default=1, help="as runtime.threads_per_worker")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--label", metavar="A=B", help="of the workers' nodes: worker_labels")
+    parser.add_argument("--scale-minutes", type=float, default=0, help="for nodes to be added")
     parser.add_argument("--seconds", type=float, default=SUM_SEC, help="to wait for the first sum")
     asked = parser.parse_args()
-    needs = Needs(
-        cpus=asked.workers * asked.threads, gpus=asked.workers if asked.device == "cuda" else 0
+    gpus = 1 if asked.device == "cuda" else 0
+    labels = dict([asked.label.split("=", 1)]) if asked.label else {}
+    workers = Role(
+        name="training", count=asked.workers, cpus=asked.threads, gpus=gpus, labels=labels
     )
+    needs = Needs(cpus=asked.workers * asked.threads, gpus=asked.workers * gpus)
     try:
-        with session(needs):
+        with session(needs, roles=((workers,),), scale_minutes=asked.scale_minutes):
             checks = look(
                 asked.storage,
                 workers=asked.workers,
                 threads=asked.threads,
                 device=asked.device,
+                labels=labels,
                 seconds=asked.seconds,
             )
     except RapidError as error:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def look(
     workers: int,
     threads: int = 1,
     device: str = "cpu",
+    labels: Mapping[str, str] | None = None,
     seconds: float = SUM_SEC,
 ) -> list[Check]:
     """Returns all checks of the cluster that is connected. Needs a storage that it may write to.
@@ -130,6 +132,7 @@ def look(
     Args:
       storage_uri: where runs will be written; files are made below ``smoke/`` and removed.
       workers: of the all-reduce, as ``runtime.workers``.
+      labels: of the nodes that the workers are put on, as ``runtime.worker_labels``.
       seconds: for the group to start and to have summed.
     """
     alive = [node for node in nodes() if node["Alive"]]
@@ -152,7 +155,7 @@ def look(
         check_clocks({name: _skew(probe) for name, probe in probes.items()}),
         check_dashboard(_head(alive), probes),
         *_storage_checks(storage_uri, probes),
-        check_sum(workers, threads, device, facts, seconds=seconds),
+        check_sum(workers, threads, device, facts, labels=labels, seconds=seconds),
     ]  # fmt: skip
     for probe in probes.values():
         ray.kill(probe)
@@ -318,7 +321,8 @@ def check_sum(
     device: str,
     facts: Mapping[str, Mapping[str, Any]],
     *,
-    seconds: float,
+    labels: Mapping[str, str] | None = None,
+    seconds: float = SUM_SEC,
 ) -> Check:
     """A group of workers sums a vector, as every step of training does."""
     reports: list[dict[str, float]] = []
@@ -326,13 +330,14 @@ def check_sum(
         threads=threads,
         max_failures=0,
         device=device,
+        labels=labels,
         on_report=lambda name, figures: reports.append(figures),
     )
     outcome: list[BaseException] = []
 
     def work() -> None:
         try:
-            group.run(_sum_task, name="smoke", num_workers=workers)
+            group.run(partial(_sum_task, device), name="smoke", num_workers=workers)
         except BaseException as error:
             outcome.append(error)
 
@@ -354,9 +359,8 @@ def check_sum(
     )
 
 
-def _sum_task(collective: Collective, report: Callable[..., None]) -> None:
+def _sum_task(device: str, collective: Collective, report: Callable[..., None]) -> None:
     """Sums twice: the first sum also connects."""
-    device = "cuda" if torch.cuda.is_available() and torch.cuda.device_count() else "cpu"
     for _ in range(2):
         flat = torch.full((NUMBERS,), float(collective.rank + 1), device=device)
         began = time.perf_counter()

@@ -33,7 +33,9 @@ class Machines:
             **ENVIRONMENT,
             **environment,
             "RAY_AUTH_MODE": "token",
-            "RAY_raylet_start_wait_time_s": "1800",  # Many nodes start on one machine.
+            # Many nodes start on one machine.
+            "RAY_raylet_start_wait_time_s": "1800",
+            "RAY_agent_register_timeout_ms": "900000",
             "GLOO_SOCKET_IFNAME": "eth0",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
@@ -58,8 +60,8 @@ class Machines:
                 *(str(self.head.shared), "--object-store-memory", STORE_BYTES),
             ],
             "ray.log",
-            # A host that is cut off is given up after about ten seconds.
-            {"RAY_health_check_period_ms": "2000", "RAY_health_check_failure_threshold": "5"},
+            # A host that is cut off is given up after half a minute; one that is busy is not.
+            {"RAY_health_check_period_ms": "2000", "RAY_health_check_failure_threshold": "15"},
         )
         self._tunnel()
 
