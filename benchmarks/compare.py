@@ -37,12 +37,12 @@ CUT: dict[str, Settings] = {
 }
 # A small budget leaves training little to add, so a sample enters at a lower noise level; at a
 # fifth of one all of it goes to the prior (docs/results.md).
-MNIST_BUDGETS: dict[str, Settings] = {
-    "0.2": {
+MNIST_BUDGETS: dict[float, Settings] = {
+    0.2: {
         "privacy.prior_share": 1, "knowledge_base.clusters": 5000, "prior.threshold": 3.4,
         "split.split_step": 250,
     },
-    "1": {
+    1: {
         "privacy.prior_share": 0.7, "privacy.expected_batch": 2048, "privacy.steps": 40,
         "train.ema_decay": 0.95, "train.learning_rate": 0.001, "train.log_level_mean": None,
         "split.split_step": 450,
@@ -79,7 +79,7 @@ class Part:
     variants: dict[str, Settings] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     epsilons: tuple[float, ...] = (0.2, 1, 10)
-    budgets: dict[str, Settings] = field(default_factory=dict)
+    budgets: dict[float, Settings] = field(default_factory=dict)
     seeds: int = 3
     first_seed: int = 0
 
@@ -145,12 +145,12 @@ def parts(best: tuple[str, ...]) -> dict[str, Part]:
         "digits": Part(recipe="digits", rows=every, variants=CUT),
         "mnist": Part(
             recipe="mnist", rows=every, variants=CUT, epsilons=(1,), seeds=1,
-            budgets={"1": MNIST_BUDGETS["1"]},
+            budgets={1: MNIST_BUDGETS[1]},
         ),
         "mnist-best": Part(**mnist, rows=best, seeds=1),  # type: ignore[arg-type]
         "mnist-best-seeds": Part(
             recipe="mnist", rows=best, variants=CUT, epsilons=(1,), first_seed=1, seeds=2,
-            budgets={"1": MNIST_BUDGETS["1"]},
+            budgets={1: MNIST_BUDGETS[1]},
         ),
         "pneumonia": Part(recipe="pneumonia", rows=every, variants=CUT, epsilons=(10,), seeds=1),
         **ablations("digits", "digits", ("pretrain.steps=1000",)),
@@ -167,7 +167,7 @@ def recipe_of(name: str, part: Part, options: argparse.Namespace) -> Recipe:
         "seeds": options.seeds or part.seeds,
         "first_seed": part.first_seed,
         "variants": part.variants,
-        "budgets": {at: one for at, one in part.budgets.items() if float(at) in epsilons},
+        "budgets": {at: one for at, one in part.budgets.items() if at in epsilons},
     }
     return load_recipe(
         part.recipe,

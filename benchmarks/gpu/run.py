@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # The benchmarks beside this folder,
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # What is beside this file,
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks beside this folder,
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # and the package, not installed.
 
 import layers

@@ -19,6 +19,7 @@ from rapid_dist.errors import RapidError
 if TYPE_CHECKING:
     from rapid_dist.runtime.compare_plan import PreparedCompare
 
+_WIDE = 120
 COMPARE = "Set methods side by side at the same budgets, by the same evaluation (internal)."
 
 
@@ -59,15 +60,16 @@ def print_compare(result: dict[str, Any]) -> None:
     """Prints the table, what all of it cost, and where the page is."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from rapid_dist.release.compare_page import COSTS, FAITHFUL, USEFUL, table_rows
 
     shown = [USEFUL[0], USEFUL[2], FAITHFUL[0], *COSTS[:3], COSTS[4]]
-    table = Table("row", "epsilon", "seeds", *(heading for _, heading, _ in shown))
+    heads = (heading for _, heading, _ in shown)
+    table = Table(Column("row", no_wrap=True), "epsilon", "seeds", *heads)
     for cells in table_rows(result["rows"], shown):
         table.add_row(*(escape(cell) for cell in cells))
-    Console().print(table)
+    Console(width=max(_WIDE, Console().width)).print(table)  # A log has no width of its own.
     for one in result["pieces"]:
         if one["state"] == "failed":
             print(f"failed     {one['piece']}: {one['reason']}")

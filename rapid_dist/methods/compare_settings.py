@@ -52,7 +52,7 @@ class CompareConfig:
     # name -> settings. Named after a method, what is changed in that method; else a row of its own,
     # whose method is its setting "method", or the recipe's.
     variants: dict[str, Settings] = field(default_factory=dict)
-    budgets: dict[str, Settings] = field(default_factory=dict)  # epsilon -> settings of all rows.
+    budgets: dict[float, Settings] = field(default_factory=dict)  # epsilon -> settings of all rows.
     validation_share: float = 0.1  # Of the samples: chooses each classifier's checkpoint.
     class_balance: bool = True
     controls: bool = False  # Of each run; the controls are methods, and rows, of their own here.
@@ -77,28 +77,21 @@ class CompareConfig:
         for row, settings in self.variants.items():
             _check_shared(f"compare.variants.{row}", settings)
         for epsilon, settings in self.budgets.items():
-            _check_shared(f"compare.budgets.{epsilon}", settings)
+            _check_shared(f"compare.budgets.{epsilon:g}", settings)
             if "method" in settings:
                 raise ConfigError(
-                    f"compare.budgets.{epsilon} sets method for all rows. Name rows in "
+                    f"compare.budgets.{epsilon:g} sets method for all rows. Name rows in "
                     "compare.methods."
                 )
-            try:
-                known = float(epsilon) in self.epsilons
-            except ValueError:
-                known = False
-            if not known:
+            if epsilon not in self.epsilons:
                 raise ConfigError(
-                    f"compare.budgets has {epsilon!r}, which compare.epsilons="
+                    f"compare.budgets has {epsilon:g}, which compare.epsilons="
                     f"{list(self.epsilons)} does not."
                 )
 
     def at(self, epsilon: float) -> Settings:
         """Returns what all rows change at a budget."""
-        for text, settings in self.budgets.items():
-            if float(text) == epsilon:
-                return settings
-        return {}
+        return self.budgets.get(epsilon, {})
 
 
 def _check_shared(where: str, settings: Mapping[str, Any]) -> None:

@@ -206,11 +206,12 @@ def _cost(
         return {"pieces": len(runs), "sentence": f"Its total cannot be claimed: {error}"}
     free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)
     counted = "one charged piece" if len(runs) == 1 else f"{len(runs)} charged pieces"
+    cost = f"The {counted} of this comparison together cost epsilon {rounded_up(spent)}"
     sentence = (
-        f"The {counted} of this comparison together cost epsilon "
-        f"{rounded_up(spent)} at delta {delta:g}, and all that was ever charged to "
-        f"{recipe.data.private.name!r} costs {rounded_up(whole)}; choosing among them by these "
-        "figures is a choice made on private records, which no epsilon here covers."
+        f"{cost if runs else 'No piece of this comparison was charged anything'} at delta "
+        f"{delta:g}, and all that was ever charged to {recipe.data.private.name!r} costs "
+        f"{rounded_up(whole)}; choosing among them by these figures is a choice made on private "
+        "records, which no epsilon here covers."
     )
     if free:
         sentence += (

@@ -33,8 +33,8 @@ def _recipe(*more: str) -> Recipe:
         ({"variants": {"x": {"privacy.epsilon": 50}}}, "all rows of a comparison share"),
         ({"variants": {"x": {"privacy": {"steps": 3}}}}, "all rows of a comparison share"),
         ({"variants": {"x": {"data.private.limit": 3}}}, "all rows of a comparison share"),
-        ({"epsilons": (1.0,), "budgets": {"2": {}}}, "does not"),
-        ({"epsilons": (1.0,), "budgets": {"1": {"method": "dpdm"}}}, "for all rows"),
+        ({"epsilons": (1.0,), "budgets": {2.0: {}}}, "does not"),
+        ({"epsilons": (1.0,), "budgets": {1.0: {"method": "dpdm"}}}, "for all rows"),
     ],
 )
 def test_what_would_make_rows_unequal_is_refused(settings: Any, match: str) -> None:
