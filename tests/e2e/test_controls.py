@@ -185,6 +185,7 @@ def test_mlflow_is_told_no_picture_of_it(found: Found) -> None:
     assert "report.html" in told["mlflow-internal", False]  # The twin: others send their page.
 
 
+@pytest.mark.slow
 def test_new_samples_of_a_run_without_privacy_keep_its_weights(found: Found, folder: Path) -> None:
     out, before = found["nonprivate"]
     weights = out / "internal/nonprivate/private/unet/diffusion_pytorch_model.safetensors"
