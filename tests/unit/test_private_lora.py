@@ -119,6 +119,7 @@ def _clip_each_copy(
 def _contributions(subset: str, world_size: int = 1, **changes: Any) -> list[float]:
     """||S(D) - S(D without x)|| / C for every record x of the batch in turn."""
     maker = draw_maker(multiplicity=DRAWS, mode="full", trainable=subset, micro_batch=2)
+    denoiser = _adapted(subset)  # Here: torch's own generator is one for all threads.
 
     def released(records: list[int]) -> torch.Tensor:
         def step(collective: Collective) -> torch.Tensor:
@@ -129,7 +130,8 @@ def _contributions(subset: str, world_size: int = 1, **changes: Any) -> list[flo
                 draws=maker,
                 **changes,
             )
-            return own.noised_gradient(_adapted(subset), step=0) * own.mechanism.expected_batch
+            released = own.noised_gradient(copy.deepcopy(denoiser), step=0)
+            return released * own.mechanism.expected_batch
 
         return ThreadWorkers(world_size).run(step)[0]
 
