@@ -90,6 +90,19 @@ class ControlSource:
         return make_bundle(settings, denoiser, facts, prior, base)
 
 
+def require_features(settings: MethodSettings) -> None:
+    """Opens the features that sets are measured by, and lets go of them again.
+
+    Asked before anything has started: evaluation comes last, when training has cost what it costs.
+
+    Raises:
+      ConfigError: their weights are not where the settings say.
+    """
+    if settings.evaluation.features != "public_classes":  # Those are made on the way.
+        root = settings.data_root
+        open_extractor(settings.evaluation, None if root is None else Path(root))
+
+
 def controls_of(context: RunContext) -> dict[str, ImageSet]:
     """Returns the controls of design.md, section 3, by name.
 

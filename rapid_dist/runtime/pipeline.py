@@ -15,6 +15,7 @@ from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
+from rapid_dist.methods.evaluation_stage import require_features
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.ledger import Ledger
@@ -124,6 +125,8 @@ def run(
     if not open_storage(prepared.places.out).exists("stages/train.json"):
         # A wrong declaration is refused here, and leaves no directory that it has begun.
         load_private(prepared.settings.private, prepared.settings.data_root)
+        if command in (None, "evaluate"):
+            require_features(prepared.settings)
     require_writable(prepared.places)
     with locked(prepared.places.out):
         return _run(prepared, command, progress, engine)

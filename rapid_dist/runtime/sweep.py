@@ -23,6 +23,7 @@ import numpy as np
 
 from rapid_dist.config import Recipe, method_settings, to_tree, to_yaml
 from rapid_dist.errors import ConfigError, RapidError
+from rapid_dist.methods.evaluation_stage import require_features
 from rapid_dist.methods.sweep_proxy import Proxy, make_proxy
 from rapid_dist.methods.sweep_settings import Point, random_point, variants
 from rapid_dist.privacy.dataset_total import declare_secret
@@ -116,6 +117,8 @@ def run_sweep(recipe: Recipe, out: str, *, progress: Progress | None = None) -> 
     what a private trial has charged stands.
     """
     prepared = prepare_sweep(recipe, out)
+    if recipe.sweep.promise == "public_proxy":  # A private score has no features.
+        require_features(method_settings(recipe))
     require_writable(prepared.places)
     with locked(prepared.places.out), ExitStack() as open_things:
         storage = open_storage(prepared.places.out)

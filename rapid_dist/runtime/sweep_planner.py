@@ -158,7 +158,6 @@ class Planner:
                 "private": asdict(self.proxy.private),
                 "public": [asdict(self.proxy.public)],
                 "more_references": [],
-                "root": None,
             }
             tree["contamination"]["policy"] = "accept"  # Nothing private is there to look for.
             tree["privacy"]["contamination_noise"] = None

@@ -17,10 +17,14 @@ from mlflow import MlflowClient
 
 from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.errors import ConfigError
+from rapid_dist.methods.sweep_proxy import make_proxy
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.runtime import pipeline, releasing
+from rapid_dist.runtime.run_directory import places
 from rapid_dist.runtime.sweep import run_sweep
+from rapid_dist.runtime.sweep_planner import Planner
+from rapid_dist.storage import open_storage
 
 TINY = [
     "data.public.0.count=800",
@@ -79,6 +83,30 @@ def test_a_sweep_on_public_images_opens_no_private_one_and_charges_nothing(
     assert result["price"]["epsilon"] == 10
     assert "Choosing cost nothing: all 2 trials" in result["price"]["sentence"]
     assert "classes A, B," in result["proxy"]
+
+
+def test_features_that_are_not_there_are_missed_before_anything_has_started(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    with pytest.raises(ConfigError, match=r"mobilenet.*data\.root"):
+        run_sweep(_recipe("evaluation.features=mobilenet"), str(out))
+    with pytest.raises(ConfigError, match=r"mobilenet.*data\.root"):
+        pipeline.run(_recipe("evaluation.features=mobilenet"), str(out))
+    assert not out.exists()
+
+
+def test_a_trial_on_public_images_keeps_the_folder_of_the_features(tmp_path: Path) -> None:
+    recipe = _recipe("data.root=/weights")
+    where = places(recipe, str(tmp_path / "sweep"))
+    proxy = make_proxy(
+        recipe.sweep.proxy,
+        recipe.data.private,
+        recipe.data.public,
+        None,
+        open_storage(tmp_path / "proxy"),
+        seed=0,
+    )
+    planner = Planner(recipe=recipe, places=where, home=str(tmp_path), proxy=proxy)
+    assert planner.job(0, {"split.split_step": 300}).recipe["data"]["root"] == "/weights"
 
 
 def test_the_chosen_recipe_is_one_that_run_takes(public: tuple[Path, dict[str, Any]]) -> None:
