@@ -14,6 +14,8 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.runtime.compare import run_compare
 from rapid_dist.runtime.compare_piece import PieceJob, run_piece
 
+pytestmark = pytest.mark.slow  # Seven whole runs; unit/test_compare.py has what needs none.
+
 TINY = [
     "data.public.0.count=400",
     "network.widths=[8]",

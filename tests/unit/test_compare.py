@@ -1,6 +1,8 @@
 """What a comparison holds equal, how it is drawn, and how memory is looked at."""
 
+import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,17 @@ import numpy as np
 import pytest
 
 from rapid_dist.config import Recipe, load_recipe
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import BudgetError, ConfigError
+from rapid_dist.methods import artifacts
 from rapid_dist.methods.compare_settings import CompareConfig
 from rapid_dist.release.compare_page import USEFUL, markdown_table, table_rows
 from rapid_dist.release.compare_plots import HEIGHT, Series, quality_svg
+from rapid_dist.runtime.compare import run_compare
 from rapid_dist.runtime.compare_memory import PeakMemory, tree_rss
+from rapid_dist.runtime.compare_piece import PieceJob
 from rapid_dist.runtime.compare_plan import prepare_compare
 from rapid_dist.runtime.compare_results import _one_of_each
+from rapid_dist.storage import open_storage
 
 
 def _recipe(*more: str) -> Recipe:
@@ -92,6 +98,60 @@ def test_a_row_that_is_no_method_is_refused_by_name(tmp_path: Path) -> None:
             _recipe("compare.methods=[x]", "compare.variants={x: {split.split_step: 900}}"),
             str(tmp_path),
         )
+
+
+QUALITY: dict[str, Any] = {
+    "extractor": "pixels",
+    "fidelity_label": "FID-like, not FID",
+    "fidelity_images": 20,
+    "samples": {
+        "classifiers": {"logistic": 0.1, "mlp": 0.2, "cnn": 0.3, "mean": 0.2, "best": 0.3},
+        "fidelity": {"frechet_distance": 2.0, "coverage": 0.5},
+        "memorisation": {"median_ratio": 1.1, "exact_copies": 0},
+    },
+}
+
+
+def _pretend(job: PieceJob) -> None:
+    """Leaves what a piece leaves that has run; that of the second seed fails."""
+    if job.name.endswith("-1"):
+        raise BudgetError("There is no budget for it.")
+    storage = open_storage(job.out)
+    artifacts.put_images(
+        storage, "samples/samples.npz", np.zeros((20, 1, 8, 8), np.uint8), np.arange(20) % 10
+    )
+    summary = {
+        "quality": QUALITY["samples"],
+        "seconds": {"pretrain": 5.0, "generate": 2.0, "evaluate": 9.0, "total": 16.0},
+        "sampling": {"nfe": 4},
+        "privacy": {"epsilon": 0.0},
+    }
+    storage.write("summary.json", json.dumps(summary).encode())
+    storage.write("internal/quality.json", json.dumps(QUALITY).encode())
+
+
+def test_a_failed_piece_is_told_and_tried_again_and_all_is_its_owners_alone(tmp_path: Path) -> None:
+    out, asked = tmp_path / "c", []
+
+    def run_one(job: PieceJob) -> None:
+        asked.append(job.name)
+        _pretend(job)
+
+    recipe = _recipe("compare.methods=[public]", "compare.seeds=3", "compare.epsilons=[1, 10]")
+    result = run_compare(recipe, str(out), run_one=run_one)
+    assert asked == ["public-any-0", "public-any-1", "public-any-2"]
+    assert [one["state"] for one in result["pieces"]] == ["done", "failed", "done"]
+    (row,) = result["rows"]
+    assert (row["seeds"], row["of"], row["mean"]["seconds"]) == (2, 3, 2.0)
+    assert row["mean"]["public_seconds"] == 5.0
+    assert result["cost"]["sentence"].startswith("No piece of this comparison was charged")
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700
+    for name in ("compare.json", "compare.html", "compare.svg", "compare-samples.png"):
+        assert stat.S_IMODE((out / name).stat().st_mode) == 0o600
+    assert "There is no budget for it." in (out / "compare.html").read_text()
+    again = run_compare(recipe, str(out), run_one=run_one)
+    assert asked[3:] == ["public-any-1"]
+    assert again["rows"] == result["rows"]
 
 
 def _row(name: str, epsilon: float | None, value: float, spread: float | None) -> dict[str, Any]:
