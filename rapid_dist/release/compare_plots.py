@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Place = Callable[[float], float]  # A value -> where it stands.
 WIDTH, HEIGHT = 760, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 190, 20, 52
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 190, 20, 52
 _LABEL = 15.0  # Pixels between two names at least.
 _COLOURS = ("0b6b57", "3465a8", "b3471d", "7b4ba0", "957000", "b03568", "1c7f9c", "5b6b73")
 _LIGHT = ("6fd0b3", "8db6f0", "f09a74", "c3a0e6", "e0c060", "f08fb8", "7fd0e6", "a9b6bc")
@@ -56,7 +56,7 @@ def quality_svg(rows: Sequence[Series], chief: str) -> str:
         return round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (0.04 + 0.92 * share), 1)
 
     for tick in ticks:
-        shown = f"{tick:.0%}" if chief == "mean" and _whole(ticks) else f"{tick:.4g}"
+        shown = f"{100 * tick:.4g}%" if chief == "mean" else f"{tick:.4g}"
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick)}" y2="{y(tick)}"/>'
             f'<text x="{_LEFT - 8}" y="{y(tick) + 4}" text-anchor="end">{shown}</text>'
@@ -134,10 +134,6 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= span / 5)
     start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 10) for index in range(start, max(end, start + 1) + 1)]
-
-
-def _whole(ticks: Sequence[float]) -> bool:
-    return all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in ticks)
 
 
 def _style(rows: int) -> str:
