@@ -136,7 +136,9 @@ def test_a_dry_run_prints_everything_and_writes_nothing(capsys: Captured, tmp_pa
     out = tmp_path / "run"
     assert main(["run", "-r", "digits", "-o", str(out), "--dry-run", "--json"]) == 0
     described = _last_json(capsys)
-    assert described.keys() == {"recipe", "plan", "places", "stages", "resources"}
+    assert described.keys() == {
+        "recipe", "promise", "plan", "places", "stages", "resources", "placement",
+    }  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
