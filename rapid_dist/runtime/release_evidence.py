@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, recipe_hash, to_tree
@@ -59,13 +59,26 @@ class Finished:
         return BundleFacts.from_json(json.loads((self.bundle / "model.json").read_text()))
 
     def told_settings(self) -> dict[str, Any]:
-        """Returns the recipe as a passport prints it: without places of the owner's machines."""
-        tree = {name: value for name, value in to_tree(self.recipe).items() if name not in UNSAID}
-        tree["data"] = {name: value for name, value in tree["data"].items() if name != "root"}
-        return tree
+        return told_settings(self.recipe)
 
     def environment(self) -> dict[str, str]:
         return {**self.evidence.versions, "platform": f"{platform.system()} {platform.machine()}"}
+
+
+def told_settings(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as a passport prints it: without places of the owner's machines.
+
+    Of a file's address its last part is left, which is what tells one source from another.
+    """
+    tree = {name: value for name, value in to_tree(recipe).items() if name not in UNSAID}
+    data = tree["data"] = {name: value for name, value in tree["data"].items() if name != "root"}
+    for source in (data["private"], *data["public"], *data["more_references"]):
+        if source["path"] is not None:
+            source["path"] = PurePosixPath(source["path"]).name
+    taken = tree["autoencoder"]
+    if taken is not None and taken["source"] is not None and not taken["hub"]:
+        taken["source"] = PurePosixPath(taken["source"]).name
+    return tree
 
 
 @contextlib.contextmanager
