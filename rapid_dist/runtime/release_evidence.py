@@ -58,9 +58,6 @@ class Finished:
     def facts(self) -> BundleFacts:
         return BundleFacts.from_json(json.loads((self.bundle / "model.json").read_text()))
 
-    def told_settings(self) -> dict[str, Any]:
-        return told_settings(self.recipe)
-
     def environment(self) -> dict[str, str]:
         return {**self.evidence.versions, "platform": f"{platform.system()} {platform.machine()}"}
 

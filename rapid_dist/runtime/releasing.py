@@ -43,7 +43,7 @@ from rapid_dist.runtime.drawing import draw
 from rapid_dist.runtime.drawing_workers import CHUNK, Drawing
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.recorded_commands import recorded_release
-from rapid_dist.runtime.release_evidence import Finished, opened, require_run
+from rapid_dist.runtime.release_evidence import Finished, opened, require_run, told_settings
 from rapid_dist.runtime.run_directory import places
 
 RELEASE = "release"  # Folder of the run directory.
@@ -168,7 +168,7 @@ def _parts(finished: Finished, signer: Signer, today: date) -> Parts:
             code_hash=evidence.code_hash,
             recipe=recipe.name,
             recipe_hash=evidence.recipe_hash,
-            settings=finished.told_settings(),
+            settings=told_settings(finished.recipe),
             environment=finished.environment(),
             signer=signer.name,
             key=fingerprint_of(raw_public_key(signer.key)),

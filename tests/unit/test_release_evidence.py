@@ -13,7 +13,7 @@ def test_a_passport_names_files_and_not_where_they_lie() -> None:
             "data.root=/home/secret-owner",
             "data.private.source=npz",
             "data.private.path=/home/secret-owner/scans.npz",
-            "data.public=[{source: npz, path: 's3://secret-owner-bucket/glyphs.npz', licence: MIT}]",
+            "data.public=[{source: npz, path: 's3://secret-owner/a.npz', licence: MIT}]",
             "autoencoder.source=/home/secret-owner/vae",
             "autoencoder.licence=MIT",
             "runtime.ledger_dir=/home/secret-owner/ledger",
@@ -21,7 +21,7 @@ def test_a_passport_names_files_and_not_where_they_lie() -> None:
     )
     told = told_settings(recipe)
     assert told["data"]["private"]["path"] == "scans.npz"
-    assert told["data"]["public"][0]["path"] == "glyphs.npz"
+    assert told["data"]["public"][0]["path"] == "a.npz"
     assert told["autoencoder"]["source"] == "vae"
     assert "secret-owner" not in json.dumps(told)
     assert told["data"]["private"]["num_records"] == recipe.data.private.num_records
