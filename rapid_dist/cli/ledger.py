@@ -25,6 +25,8 @@ HeadOption = Annotated[
     str, typer.Option("--head", help="A ledger head written down earlier; it must still be there.")
 ]
 
+_SECRET = "It holds a sweep of a secret number of runs: show neither this nor the ledger."
+
 
 def add_ledger(app: typer.Typer) -> None:
     """Adds `ledger` with its two commands."""
@@ -56,7 +58,7 @@ def ledger_show(
         f"{rounded_up(spent.dataset.reported)}"
     )
     if has_secret(opened):
-        print("It holds a sweep of a secret number of runs: show neither this list nor the ledger.")
+        print(_SECRET)
     for name, epsilons in spent.runs.items():
         print(f"  {name}: {rounded_up(epsilons.reported)}")
     if as_json:
@@ -73,7 +75,11 @@ def ledger_verify(
     debug: DebugOption = False,
 ) -> None:
     opened = _open_ledger(load(recipe, overrides), out)
+    from rapid_dist.privacy.dataset_total import has_secret
+
     opened.verify(head or None)
+    if has_secret(opened):
+        print(_SECRET)
     print(f"data set {opened.dataset}: {len(opened.entries())} entries, every one in its place")
     if as_json:
         print(json.dumps({"dataset": opened.dataset, "head": opened.head, "verified": True}))

@@ -54,6 +54,8 @@ _FIXED = {  # Why a sweep may not change it.
     "sweep": "is this section itself",
     "compare": "is of another command",
 }
+# Shape what trials leave in the public store on their way, where secret ones could be counted.
+_LEFT_IN_PUBLIC = ("prior.features", "prior.feature_step", "train.start")
 _GRID_MOST = 100_000
 
 
@@ -198,6 +200,19 @@ class SweepConfig:
         for fixed, reason in _FIXED.items():
             if name == fixed or name.startswith(f"{fixed}."):
                 raise ConfigError(f"sweep.space names {name}, which {reason}. Take it out.")
+        for whole in (*_FIXED, *MECHANISM):
+            if whole.startswith(f"{name}."):
+                raise ConfigError(
+                    f"sweep.space names the whole section {name}, in which {whole} has a part of "
+                    "its own in the price. Name the settings one by one."
+                )
+        if self.promise == "repeat_and_select" and (
+            _shapes_public(name) or name.startswith(_LEFT_IN_PUBLIC)
+        ):
+            raise ConfigError(
+                f"sweep.space names {name}, which leaves public files that tell how many runs of "
+                "promise repeat_and_select there were. Choose it in a sweep on public_proxy."
+            )
         if name == f"privacy.{self.solve}":
             raise ConfigError(
                 f"sweep.space names {name}, but sweep.solve={self.solve} leaves it to the plan. "

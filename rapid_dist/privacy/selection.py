@@ -265,20 +265,22 @@ def price_selection(
     )
 
 
-def beside_selections(
-    selections: Sequence[tuple[Sequence[Candidate], RunsConfig]],
+def beside_sweeps(
+    sweeps: Sequence[tuple[Sequence[Candidate], RunsConfig | int]],
     others: Sequence[Event],
     delta: float,
 ) -> float:
-    """Returns the epsilon of several such choices and of ``others``, all composed.
+    """Returns the epsilon of several sweeps and of ``others``, all composed.
 
     Args:
-      selections: of each choice everything that one run can be, and how their number is drawn.
+      sweeps: of each everything that one run can be, and how the number of runs is drawn of which
+        one leaves; or how many runs there were, if all may be seen.
     """
     discrete = discreteness(others, delta)
     curve = _curve(others)
-    for possible, runs in selections:
-        curve = curve + _selected(_largest(possible), runs)
+    for possible, runs in sweeps:
+        largest = _largest(possible)
+        curve = curve + (runs * largest if isinstance(runs, int) else _selected(largest, runs))
     return discrete.total(_epsilon(curve, discrete.delta))
 
 

@@ -22,6 +22,7 @@ MODEL_FILES = (
     "denoiser.json",
     "prior.npz",
     "references.npz",
+    "answers.npz",
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
     "vae/config.json",

@@ -9,10 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rapid_dist.privacy.dataset_total import secret_sweeps
+from rapid_dist.privacy.dataset_total import SCORE, sweep_of
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.selection import SELECTION
-from rapid_dist.storage import Storage, StorageMissing
+from rapid_dist.storage import Storage, StorageMissing, sha256_hex
 
 Selection = Mapping[str, Any]  # As in selection.json; empty of a run that nobody chose.
 _CHOSEN = "chosen: "  # So begins a sweep's note in the ledger of the run that it has chosen.
@@ -29,39 +29,58 @@ def selection_of(run: Storage) -> Selection:
 
 def score_run(run: str) -> str:
     """Returns the name under which the ledger has the scores of a sweep's trial."""
-    return f"{run}-score"
+    return f"{run}{SCORE}"
 
 
-def note_chosen(ledger: Ledger, run: str, sweep: str) -> None:
-    """Writes to the ledger, once, that a sweep has chosen this run of its own."""
-    if not _is_chosen(ledger, run):
-        ledger.append("note", sweep, attempt=0, note=f"{_CHOSEN}{run}")
+def note_chosen(ledger: Ledger, run: str, sweep: str, selection: Selection) -> None:
+    """Writes to the ledger, once, that a sweep has chosen this run of its own, and its price."""
+    if run not in _chosen(ledger):
+        ledger.append("note", sweep, attempt=0, note=f"{_CHOSEN}{run} price={_digest(selection)}")
 
 
 def trial_fault(ledger: Ledger, run: str, selection: Selection) -> str:
     """Returns why a run may not leave that a sweep has tried on private data, or nothing.
 
     A trial that was not chosen has no claim of its own: its score had a part in choosing another,
-    and where the number of runs is secret nothing but the chosen one may be seen. The ledger knows
-    trials by their scores and by the name of a secret sweep, and the chosen ones by a note.
+    and where the number of runs is secret nothing but the chosen one may be seen. The chosen one
+    leaves at the price that the ledger has of it, and nobody trains its recipe anew at a lower one:
+    the settings were chosen by looking.
     """
-    tried = score_run(run) in ledger.runs() or any(one.has(run) for one in secret_sweeps(ledger))
-    if not tried or (_is_chosen(ledger, run) and selection):
+    chosen = _chosen(ledger)
+    if run in chosen:
+        if not selection:
+            return (
+                f"The run was chosen by a sweep, and this directory lacks {SELECTION}, the price "
+                "of the choice. Release the sweep's folder chosen/."
+            )
+        if _digest(selection) != chosen[run]:
+            return (
+                f"{SELECTION} is not the price that the ledger has of this choice: it was changed. "
+                "Bring back the sweep's own."
+            )
         return ""
-    if _is_chosen(ledger, run):
+    if sweep_of(ledger, run):
         return (
-            f"The run was chosen by a sweep, and this directory lacks {SELECTION}, the price of "
-            "the choice. Release the sweep's folder chosen/."
+            "The run was a trial of a sweep, which has not chosen it: epsilon of the run alone is "
+            "not what its choice has cost. Release the sweep's folder chosen/."
         )
-    return (
-        "The run was a trial of a sweep, which has not chosen it: epsilon of the run alone is not "
-        "what its choice has cost. Release the sweep's folder chosen/."
-    )
+    recipe = run.rpartition("-")[2]  # So a run's name ends: with the hash of its recipe.
+    if any(one.rpartition("-")[2] == recipe for one in chosen):
+        return (
+            "A sweep has chosen this recipe on the private data, so a model that is trained by it "
+            "anew costs more than its own epsilon. Give the sweep's folder chosen/ as --out."
+        )
+    return ""
 
 
-def _is_chosen(ledger: Ledger, run: str) -> bool:
-    note = f"{_CHOSEN}{run}"
-    return any(entry.kind == "note" and entry.note == note for entry in ledger.entries())
+def _chosen(ledger: Ledger) -> dict[str, str]:
+    """Every chosen run on the ledger, and the digest of its price."""
+    notes = [e.note.removeprefix(_CHOSEN) for e in ledger.entries() if e.note.startswith(_CHOSEN)]
+    return {run: digest for run, _, digest in (note.partition(" price=") for note in notes)}
+
+
+def _digest(selection: Selection) -> str:
+    return sha256_hex(json.dumps(selection, sort_keys=True, separators=(",", ":")).encode())
 
 
 def is_secret(selection: Selection) -> bool:

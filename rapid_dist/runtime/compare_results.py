@@ -16,6 +16,7 @@ from rapid_dist.evaluation.suite import INTERNAL
 from rapid_dist.methods import artifacts, catalog
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
 from rapid_dist.privacy.accounting import epsilons
+from rapid_dist.privacy.dataset_total import dataset_epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import rounded_up
 from rapid_dist.release.compare_page import markdown_table, render_compare
@@ -201,7 +202,7 @@ def _cost(
     delta = recipe.privacy.delta
     try:
         own = [event for run in runs for event in ledger.events(run)]
-        spent, whole = epsilons(own, delta).reported, epsilons(ledger.events(), delta).reported
+        spent, whole = epsilons(own, delta).reported, dataset_epsilons(ledger, delta).reported
     except BudgetError as error:  # Of very many pieces the accountants may disagree.
         return {"pieces": len(runs), "sentence": f"Its total cannot be claimed: {error}"}
     free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)

@@ -44,6 +44,11 @@ class Progress:
                 console=self._console,
             )
 
+    @classmethod
+    def silent(cls) -> Self:
+        """Returns one that shows nothing."""
+        return cls(Console(stderr=True, quiet=True))
+
     def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()

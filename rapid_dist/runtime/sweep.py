@@ -26,7 +26,7 @@ from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.methods.evaluation_stage import require_features
 from rapid_dist.methods.sweep_proxy import Proxy, make_proxy
 from rapid_dist.methods.sweep_settings import Point, random_point, variants
-from rapid_dist.privacy.dataset_total import declare_secret
+from rapid_dist.privacy.dataset_total import declare, declare_fixed, declared_sweeps
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.selection import (
@@ -193,7 +193,7 @@ def _conclude(
     if planner.proxy is None:
         place = f"{prepared.places.out}/{CHOSEN}"
         ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
-        note_chosen(ledger, _runs(planner, best)[0], name)
+        note_chosen(ledger, _runs(planner, best)[0], name, told)
         _hand_over(planner.job(best.number, best.point), place, told)
     secret = recipe.sweep.promise == "repeat_and_select"
     result = {
@@ -357,12 +357,19 @@ def _declare(prepared: PreparedSweep, storage: Storage) -> str:
     if recipe.sweep.promise == "public_proxy":
         return name
     ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
-    if not any(entry.run == name for entry in ledger.entries()):
-        if recipe.sweep.promise == "repeat_and_select":
-            possible = _planner(prepared, None).possible(prepared.space)
-            declare_secret(ledger, name, recipe.sweep.runs, possible)
-        else:
-            ledger.append("note", name, attempt=0, note=f"sweep promise={recipe.sweep.promise}")
+    if any(entry.run == name for entry in ledger.entries()):
+        return name
+    if any(sweep.has(name) for sweep in declared_sweeps(ledger)):
+        raise ConfigError(
+            f"The name {recipe.name!r} begins with that of a sweep on the ledger, whose runs these "
+            "would be taken for. Give the recipe another name."
+        )
+    secret = recipe.sweep.promise == "repeat_and_select"
+    if secret or recipe.sweep.search == "optuna":
+        possible = _planner(prepared, None).possible(prepared.space)
+        declare(ledger, name, recipe.sweep.runs if secret else None, possible)
+    else:
+        declare_fixed(ledger, name, recipe.sweep.promise)
     return name
 
 

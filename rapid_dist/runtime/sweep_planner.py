@@ -31,7 +31,7 @@ class Planner:
     places: Places  # Of the sweep.
     home: str  # The folder that holds its trials.
     proxy: Proxy | None  # None: trials are on the private data.
-    name: str = ""  # Of the sweep; where its number of runs is secret, the ledger has them by it.
+    name: str = ""  # Of the sweep: the ledger has private trials by it.
 
     def recipe_of(self, point: Point) -> Recipe:
         """Returns the recipe of a point, for the private data, and its plan's unknown left open."""
@@ -68,7 +68,10 @@ class Planner:
             ledger=self.places.ledger if self.proxy is None else f"{folder}/ledger",
             score_noise=recipe.sweep.score_noise if self.proxy is None else None,
             fractions=recipe.sweep.fractions,
-            charged_as=self.name if recipe.sweep.promise == "repeat_and_select" else recipe.name,
+            charged_as=self.name if self.proxy is None else "",
+            quiet=recipe.sweep.promise == "repeat_and_select",
+            as_planned=recipe.sweep.promise == "repeat_and_select"
+            or recipe.sweep.search == "optuna",
         )
 
     def public_job(self, number: int, point: Point) -> TrialJob:
@@ -196,6 +199,12 @@ def check_sweep(recipe: Recipe, space: Space) -> None:
                 f"sweep.solve={solve} leaves privacy.{solve} open, and privacy.{name} is null. "
                 f"Give it a value, or name privacy.{name} in sweep.space."
             )
+    if recipe.sweep.promise == "repeat_and_select" and recipe.contamination.policy != "accept":
+        raise ConfigError(
+            f"contamination.policy={recipe.contamination.policy} has each secret run leave public "
+            "stages of its own outside of the sweep, which can be counted. Look for "
+            "near-duplicates by a run before, and set it to accept for this sweep."
+        )
     if recipe.sweep.promise != "public_proxy":
         require_scorable(method_settings(recipe), recipe.sweep.promise)
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rapid_dist.config import Recipe, method_settings, parse_recipe
+from rapid_dist.errors import BudgetError
 from rapid_dist.methods import contamination_stage
 from rapid_dist.methods.catalog import stages_of
 from rapid_dist.methods.context import Keeper, RunContext, Stage
 from rapid_dist.methods.evaluation_stage import QUALITY
 from rapid_dist.methods.sweep_score import TRIES, public_score, run_score
 from rapid_dist.privacy.accounting import PrivacyPlan, epsilons
+from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent, gaussian_event
+from rapid_dist.privacy.pld import pooled
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend
@@ -45,6 +48,8 @@ class TrialJob:
     score_noise: float | None  # None: measured whole, on public images.
     fractions: tuple[float, ...] = (1.0,)  # Of the training, one a rung.
     charged_as: str = ""  # How its run's name begins, in the ledger; "" = with the recipe's name.
+    quiet: bool = False  # Shows nothing of itself: who sees trials can count them.
+    as_planned: bool = False  # Its price is that of its plan, so it may not have cost more.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +113,29 @@ def _run(job: TrialJob, fraction: float) -> Rung:
         else:
             start = time.monotonic()
             event = score_event(job.score_noise, context.settings.privacy.noise)
+            if job.as_planned:
+                _require_as_planned(job, directory.run)
             keeper = _score_keeper(job, directory, event)
             score = run_score(contamination_stage.effective(context), event, keeper)
             seconds["score"] = round(time.monotonic() - start, 3)
         return Rung(fraction=fraction, score=score, seconds=seconds, run=directory.run)
+
+
+def _require_as_planned(job: TrialJob, run: str) -> None:
+    """Refuses a trial that repeats after a crash have made another mechanism than its plan.
+
+    Within epsilon at delta it is all the same; at other orders, by which sweeps are priced, a query
+    that was asked twice is more than the steps that are saved for it.
+    """
+    recipe = parse_recipe(job.recipe)
+    charged = Ledger.open(job.ledger, recipe.data.private.name).events(run)
+    planned = {(e.sample_rate, e.noise_multiplier): e.steps for e in pooled(job.charged.events)}
+    for event in pooled(charged):
+        if event.steps > planned.get((event.sample_rate, event.noise_multiplier), 0):
+            raise BudgetError(
+                "A crash made the trial ask more than its plan, on which the price of the sweep "
+                "rests; it cannot be chosen."
+            )
 
 
 def _open(
@@ -119,7 +143,7 @@ def _open(
 ) -> tuple[RunContext, tuple[Stage, ...], RunDirectory]:
     recipe = parse_recipe(job.recipe)
     directory = RunDirectory(recipe, job.out, named=job.charged_as)
-    progress = open_things.enter_context(Progress())
+    progress = open_things.enter_context(Progress.silent() if job.quiet else Progress())
     figures = Figures(directory.storage, progress)
     maker = _maker(job, recipe, directory.run, job.charged)
     kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend

@@ -28,6 +28,7 @@ class LayersDenoiser(Denoiser):
         generator = torch.Generator().manual_seed(seed)
         self.config, self.channels, self.size = tiny_network(), 1, SIZE
         self.num_classes, self.data_std, self.evaluations = CLASSES, 0.5, 0
+        self.autoencoder = None
         self.first = nn.Conv2d(1, WIDTH, 3, padding=1)
         self.classes = nn.Embedding(CLASSES + 1, WIDTH)
         self.level = nn.Linear(1, WIDTH)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rapid_dist.privacy.dataset_total import declare_secret
+from rapid_dist.privacy.dataset_total import declare, declare_fixed
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.selection import Candidate, RunsConfig
@@ -25,7 +25,7 @@ def ledger(tmp_path: Path) -> Ledger:
     for run in ("won", "lost"):
         _charged(ledger, run)
     _charged(ledger, "plain", scored=False)
-    note_chosen(ledger, "won", "scans-sweep-1")
+    note_chosen(ledger, "won", "scans-sweep-1", PRICE)
     return ledger
 
 
@@ -45,12 +45,28 @@ def test_the_chosen_run_stays_where_its_price_is_missing(ledger: Ledger) -> None
 
 def test_a_run_of_a_secret_sweep_stays_before_it_has_a_score(ledger: Ledger) -> None:
     possible = [Candidate(training=(EVENT,), score=(EVENT,))]
-    declare_secret(ledger, "scans-sweep-2", RunsConfig(mean=4.0), possible)
+    declare(ledger, "scans-sweep-2", RunsConfig(mean=4.0), possible)
     _charged(ledger, "scans-sweep-2-0a1b", scored=False)
     assert "has not chosen it" in trial_fault(ledger, "scans-sweep-2-0a1b", PRICE)
 
 
 def test_a_choice_is_noted_once(ledger: Ledger) -> None:
     before = len(ledger.entries())
-    note_chosen(ledger, "won", "scans-sweep-1")
+    note_chosen(ledger, "won", "scans-sweep-1", PRICE)
     assert len(ledger.entries()) == before
+
+
+def test_a_price_that_was_changed_is_not_the_ledgers(ledger: Ledger) -> None:
+    assert "was changed" in trial_fault(ledger, "won", {**PRICE, "epsilon": 1.0})
+
+
+def test_a_recipe_that_was_chosen_on_private_data_is_not_trained_anew(ledger: Ledger) -> None:
+    note_chosen(ledger, "scans-sweep-1-0a1b-cafe", "scans-sweep-1", PRICE)
+    assert "has chosen this recipe" in trial_fault(ledger, "scans-7777-cafe", {})
+    assert trial_fault(ledger, "scans-7777-beef", {}) == ""
+
+
+def test_a_trial_that_was_never_scored_is_known_by_the_name_of_its_sweep(ledger: Ledger) -> None:
+    declare_fixed(ledger, "scans-sweep-3", "per_trial")
+    _charged(ledger, "scans-sweep-3-0a1b", scored=False)
+    assert "has not chosen it" in trial_fault(ledger, "scans-sweep-3-0a1b", {})

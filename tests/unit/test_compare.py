@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rapid_dist.methods.compare_settings import CompareConfig
 from rapid_dist.release.compare_page import USEFUL, markdown_table, table_rows
 from rapid_dist.release.compare_plots import HEIGHT, Series, quality_svg
 from rapid_dist.runtime.compare import run_compare
-from rapid_dist.runtime.compare_memory import PeakMemory, tree_rss
+from rapid_dist.runtime.compare_memory import LOOK_SEC, PeakMemory, tree_rss
 from rapid_dist.runtime.compare_piece import PieceJob
 from rapid_dist.runtime.compare_plan import prepare_compare
 from rapid_dist.runtime.compare_results import _one_of_each
@@ -222,5 +223,6 @@ def test_a_peak_is_seen_after_it_is_over() -> None:
     before = tree_rss(os.getpid()) / 2**30
     with PeakMemory() as peak:
         held = np.ones(300_000_000, np.uint8)
+        time.sleep(4 * LOOK_SEC)
         del held
     assert (peak.figures()["rss_gb"] or 0) > before + 0.2
