@@ -21,7 +21,7 @@ from rapid_dist.config import load_recipe
 from rapid_dist.data.images import ImageSpec, PublicImages
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.public.build import ShardPlan, ShardTask, plan_shards, write_manifest
-from rapid_dist.public.contrast import clean_estimate
+from rapid_dist.public.embedding import clean_estimate
 from rapid_dist.retrieval.features import ContrastExtractor, pixel_features
 from rapid_dist.retrieval.manifest import KnowledgeBaseSpec, ShardRecord
 from rapid_dist.retrieval.shard_maker import Embed, FeaturesOf

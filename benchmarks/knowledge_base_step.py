@@ -24,7 +24,7 @@ from rapid_dist.methods.private_stages import TrainTask
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
-from rapid_dist.public.contrast import clean_estimate
+from rapid_dist.public.embedding import clean_estimate
 from rapid_dist.public.index import default_lists
 from rapid_dist.retrieval.features import ContrastExtractor
 from rapid_dist.retrieval.inverted import InvertedIndex, InvertedShape, train

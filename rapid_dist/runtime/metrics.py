@@ -43,23 +43,24 @@ class RayMeter:
 
     def __init__(self, run: str) -> None:
         self._run = run
-        self._made: dict[str, Gauge | Histogram] = {}
+        self._gauges: dict[str, Gauge] = {}
+        self._histograms: dict[str, Histogram] = {}
 
     def set(self, name: str, value: float, tags: dict[str, str]) -> None:
-        if name not in self._made:
+        if name not in self._gauges:
             keys = ("run", *tags)
-            self._made[name] = Gauge(name, description=GAUGES[name], tag_keys=keys)
-        self._made[name].set(value, tags={"run": self._run, **tags})
+            self._gauges[name] = Gauge(name, description=GAUGES[name], tag_keys=keys)
+        self._gauges[name].set(value, tags={"run": self._run, **tags})
 
     def observe(self, name: str, value: float, tags: dict[str, str]) -> None:
-        if name not in self._made:
-            self._made[name] = Histogram(
+        if name not in self._histograms:
+            self._histograms[name] = Histogram(
                 name,
                 description="Seconds from asking to the answer of one piece of public queries",
                 boundaries=SEARCH_SECONDS,
                 tag_keys=("run", *tags),
             )
-        self._made[name].observe(value, tags={"run": self._run, **tags})
+        self._histograms[name].observe(value, tags={"run": self._run, **tags})
 
 
 @dataclass(kw_only=True)

@@ -169,7 +169,7 @@ def test_private_stages_without_privacy_tell_how_far_they_are(found: Found) -> N
 
 def test_mlflow_is_told_no_picture_of_it(found: Found) -> None:
     out, summary = found["nonprivate"]
-    told = {}
+    told: dict[tuple[str, bool], set[str]] = {}
     for store in ("mlflow", "mlflow-internal"):
         client = MlflowClient(tracking_uri=f"sqlite:///{out.parent}/{store}.db")
         experiments = [one.experiment_id for one in client.search_experiments()]

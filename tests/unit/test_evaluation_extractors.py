@@ -95,7 +95,7 @@ def test_fid_without_its_weights_is_refused(tmp_path: Path) -> None:
         open_inception(tmp_path / "other.safetensors")
 
 
-class _Untrained(FeatureExtractorInceptionV3):
+class _Untrained(FeatureExtractorInceptionV3):  # type: ignore[misc]
     """torch-fidelity's network with the weights it was made with: nothing is fetched."""
 
     def load_state_dict(self, *given: object, **more: object) -> None:  # type: ignore[override]

@@ -27,7 +27,8 @@ def _trained(
     checkpoints: Checkpoints | None = None,
     **changes: Any,
 ) -> tuple[Denoiser, list[dict[str, float]]]:
-    denoiser, told = tiny_denoiser(), []
+    told: list[dict[str, float]] = []
+    denoiser = tiny_denoiser()
     train_unprotected(
         denoiser,
         draw_maker(**{"mode": "full", "multiplicity": 2, "precision": "fp32", **changes}),
