@@ -1,6 +1,6 @@
 """Which methods there are: one line a method, and what the rest of the program asks of them.
 
-Nobody else compares a method's name. What a method needs of public data is read off its stages:
+What a method needs of public data is read off its stages:
 one without ``pretrain`` has no public network, one without ``index`` no knowledge base.
 """
 

@@ -12,7 +12,7 @@ from typing import Any
 from rapid_dist.privacy.dataset_total import SCORE, sweep_of
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.selection import SELECTION
-from rapid_dist.storage import Storage, StorageMissing, sha256_hex
+from rapid_dist.storage import Storage, StorageMissing, open_storage, sha256_hex
 
 Selection = Mapping[str, Any]  # As in selection.json; empty of a run that nobody chose.
 _CHOSEN = "chosen: "  # So begins a sweep's note in the ledger of the run that it has chosen.
@@ -30,6 +30,23 @@ def selection_of(run: Storage) -> Selection:
 def score_run(run: str) -> str:
     """Returns the name under which the ledger has the scores of a sweep's trial."""
     return f"{run}{SCORE}"
+
+
+def hand_over(trial: str, place: str, selection: Selection) -> None:
+    """Copies the chosen trial to a run directory of its own, whose name says nothing of the others.
+
+    It lacks samples and bundle, which made no claim: `rapid-dist run` makes them with the price.
+
+    Args:
+      trial: the address of the trial's run directory.
+      place: that of the new one.
+    """
+    run = open_storage(trial)
+    plain, own = open_storage(place), open_storage(place, private=True)
+    for name in run.list():
+        if not name.startswith(("bundle/", "samples/", "stages/generate", "run.lock")):
+            (own if name.startswith("internal/") else plain).write(name, run.read(name))
+    plain.write(SELECTION, json.dumps(selection, indent=2).encode() + b"\n")
 
 
 def note_chosen(ledger: Ledger, run: str, sweep: str, selection: Selection) -> None:

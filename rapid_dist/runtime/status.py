@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rapid_dist.config import Recipe, parse_recipe
+from rapid_dist.config import Recipe, method_settings, parse_recipe
 from rapid_dist.errors import ConfigError
+from rapid_dist.methods.catalog import plan_of
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.recipe_files import parse_tree
@@ -69,6 +70,7 @@ def status(out: str) -> Status:
     ledger = Ledger.open(places(recipe, out).ledger, recipe.data.private.name)
     entries = [entry for entry in ledger.entries() if entry.run == run]
     events = ledger.events(run)
+    solved = plan_of(method_settings(recipe)).stepped
     registry = _json(storage, "registry.json")
     return Status(
         out=out,
@@ -78,7 +80,7 @@ def status(out: str) -> Status:
         stages=_stages(storage),
         attempts=sum(entry.kind == "attempt" for entry in entries),
         charged_steps=sum(entry.kind == "step" for entry in entries),
-        planned_steps=recipe.privacy.steps,
+        planned_steps=None if solved is None else solved.steps,
         epsilon=epsilons(events, recipe.privacy.delta).reported if events else None,
         budget=recipe.privacy.epsilon,
         delta=recipe.privacy.delta,

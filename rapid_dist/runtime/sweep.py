@@ -30,7 +30,6 @@ from rapid_dist.privacy.dataset_total import declare, declare_fixed, declared_sw
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.selection import (
-    SELECTION,
     Candidate,
     Price,
     price_composition,
@@ -39,7 +38,7 @@ from rapid_dist.privacy.selection import (
 )
 from rapid_dist.recipe_files import parse_tree
 from rapid_dist.runtime.backend import needs
-from rapid_dist.runtime.chosen import note_chosen, score_run
+from rapid_dist.runtime.chosen import hand_over, note_chosen, score_run
 from rapid_dist.runtime.cluster import Needs, cluster_resources, session
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress
@@ -49,7 +48,7 @@ from rapid_dist.runtime.sweep_book import Book, Trial
 from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
 from rapid_dist.runtime.sweep_results import PAGE, record_sweep, write_page
 from rapid_dist.runtime.sweep_search import Listed, Proposer, Space, proposer_of
-from rapid_dist.runtime.sweep_trial import TrialJob, build_public, run_trial
+from rapid_dist.runtime.sweep_trial import build_public, run_trial
 from rapid_dist.runtime.sweep_tune import describe_failure, run_on_tune
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
@@ -194,7 +193,7 @@ def _conclude(
         place = f"{prepared.places.out}/{CHOSEN}"
         ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
         note_chosen(ledger, _runs(planner, best)[0], name, told)
-        _hand_over(planner.job(best.number, best.point), place, told)
+        hand_over(planner.job(best.number, best.point).out, place, told)
     secret = recipe.sweep.promise == "repeat_and_select"
     result = {
         "name": name,
@@ -252,19 +251,6 @@ def _runs(planner: Planner, trial: Trial) -> tuple[str, str]:
     content = _read(open_storage(f"{planner.folder(trial.number)}/run"), "run.json")
     run = str(content.get("run", ""))
     return run, score_run(run)
-
-
-def _hand_over(job: TrialJob, place: str, told: dict[str, Any]) -> None:
-    """Copies the chosen trial to a run directory of its own, whose name says nothing of the others.
-
-    It lacks samples and bundle, which made no claim: `rapid-dist run` makes them with the price.
-    """
-    run = open_storage(job.out)
-    plain, own = open_storage(place), open_storage(place, private=True)
-    for name in run.list():
-        if not name.startswith(("bundle/", "samples/", "stages/generate", "run.lock")):
-            (own if name.startswith("internal/") else plain).write(name, run.read(name))
-    plain.write(SELECTION, json.dumps(told, indent=2).encode() + b"\n")
 
 
 def _proposer(prepared: PreparedSweep, planner: Planner) -> Proposer:
