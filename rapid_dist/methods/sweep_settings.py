@@ -200,11 +200,11 @@ class SweepConfig:
         for fixed, reason in _FIXED.items():
             if name == fixed or name.startswith(f"{fixed}."):
                 raise ConfigError(f"sweep.space names {name}, which {reason}. Take it out.")
-        for whole in (*_FIXED, *MECHANISM):
+        for whole in (*_FIXED, *MECHANISM, *PUBLIC):
             if whole.startswith(f"{name}."):
                 raise ConfigError(
-                    f"sweep.space names the whole section {name}, in which {whole} has a part of "
-                    "its own in the price. Name the settings one by one."
+                    f"sweep.space names the whole section {name}, of which {whole} counts apart. "
+                    "Name the settings one by one."
                 )
         if self.promise == "repeat_and_select" and (
             _shapes_public(name) or name.startswith(_LEFT_IN_PUBLIC)

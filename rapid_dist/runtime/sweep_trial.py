@@ -114,14 +114,14 @@ def _run(job: TrialJob, fraction: float) -> Rung:
             start = time.monotonic()
             event = score_event(job.score_noise, context.settings.privacy.noise)
             if job.as_planned:
-                _require_as_planned(job, directory.run)
+                require_as_planned(job, directory.run)
             keeper = _score_keeper(job, directory, event)
             score = run_score(contamination_stage.effective(context), event, keeper)
             seconds["score"] = round(time.monotonic() - start, 3)
         return Rung(fraction=fraction, score=score, seconds=seconds, run=directory.run)
 
 
-def _require_as_planned(job: TrialJob, run: str) -> None:
+def require_as_planned(job: TrialJob, run: str) -> None:
     """Refuses a trial that repeats after a crash have made another mechanism than its plan.
 
     Within epsilon at delta it is all the same; at other orders, by which sweeps are priced, a query

@@ -248,10 +248,11 @@ def test_a_trial_that_was_not_chosen_is_neither_finished_nor_released(
 
 
 def test_of_a_secret_number_of_runs_nothing_but_one_model_is_outside_internal(
-    tmp_path: Path,
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep"
     result = run_sweep(_recipe(*SECRET), str(out))
+    assert "train " not in capfd.readouterr().err  # A line a run would tell their number.
     for run in (out / "internal" / "trials").glob("*/run"):
         _refused_as_trial(run, "Release the sweep's folder chosen/")
     assert (result["trials"], result["winner"]["number"]) == (None, None)

@@ -48,6 +48,13 @@ def _recipe(*overrides: str) -> Recipe:
             ],
             "the price covers a list of mechanisms",
         ),
+        (["space={privacy: [{epsilon: 100, noise_multiplier: 0.3}]}"], "the whole section"),
+        (["space={split: [{query_step: 500, split_step: 300}]}"], "the whole section"),
+        (
+            ["space={knowledge_base.clusters: [40, 80]}", "promise=repeat_and_select"],
+            "tell how many",
+        ),
+        (["space={prior.feature_step: [40, 80]}", "promise=repeat_and_select"], "tell how many"),
         (["space={split.split_step: []}"], "different values"),
         (["space={split.split_step: [300, 300]}"], "different values"),
         (["space={train.learning_rate: {low: 2, high: 1}}"], "must ascend"),
