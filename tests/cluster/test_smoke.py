@@ -9,6 +9,7 @@ from rapid_dist.runtime.cluster_smoke import look
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
+@pytest.mark.slow
 def test_a_local_cluster_has_nothing_to_fix(tmp_path: Path) -> None:
     checks = look(str(tmp_path), workers=2, seconds=900)
     assert [check.told() for check in checks if check.remedy] == []

@@ -166,6 +166,7 @@ def test_a_dead_worker_is_survived_and_the_loop_starts_again(tmp_path: Path) -> 
     assert reports == [("mortal", {"attempt": 1.0})]
 
 
+@pytest.mark.slow
 def test_a_loop_that_keeps_dying_is_given_up_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(RapidError, match="mortal failed: its workers raised") as caught:
         _workers([], max_failures=1).run(

@@ -124,6 +124,7 @@ def test_a_secret_run_has_no_number_in_its_name(tmp_path: Path) -> None:
     ].endswith("007")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_mechanism_that_only_some_points_allow_is_priced_as_well(tmp_path: Path) -> None:
     """Without a prior samples cannot come from one; a point that says so can be drawn."""
     planner = _planner(tmp_path, "sweep.promise=repeat_and_select", "privacy.steps=4")
