@@ -32,7 +32,7 @@ def test_a_gpu_that_torch_cannot_use_is_told_of():
     [
         ({}, ""),
         ({"auth": "disabled"}, "RAY_AUTH_MODE=token"),
-        ({"open_token": "/root/token"}, "chmod 600"),
+        ({"open_token": "/secret/token"}, "chmod 600"),
     ],
 )
 def test_a_node_without_a_token_or_with_an_open_one_is_told_of(change, remedy):
