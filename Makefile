@@ -30,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/rapid-dist run --recipe digits --out $(DEMO_OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile -q
 
 $(DEV_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt

@@ -1,8 +1,8 @@
 """What every test gets: a quiet, offline environment, and one Ray cluster for those that ask.
 
-Tests marked ``ray`` go to one worker of pytest-xdist (``--dist loadgroup``): two clusters on one
-small machine would only wait for each other. The whole runs of one file in ``e2e/`` stay together
-as well, or each worker would make its own of what they share.
+A file's tests stay on one worker of pytest-xdist (``--dist loadfile``), or each worker would make
+its own of what they share. Not by groups: pytest 9.2 does not hear of the names that pytest-xdist
+3.8 gives them.
 """
 
 import os
@@ -26,15 +26,6 @@ def pytest_configure() -> None:
     os.environ.update(ENVIRONMENT)
     for name in FORGOTTEN:
         os.environ.pop(name, None)
-
-
-@pytest.hookimpl(tryfirst=True)  # Or pytest-xdist has looked for groups before they are here.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif item.path.parent.name == "e2e" and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,6 @@ from tests.serve_site import make_site, required, run_in_site
 from tests.servers import client_of, on_services, services
 
 __all__ = ["on_services", "services"]  # Fixtures.
-pytestmark = pytest.mark.xdist_group("servers")  # One stack for all of them.
 
 TAGS = {
     "dp.epsilon": "9.97",

@@ -25,7 +25,7 @@ from tests.servers import client_of, on_services, services
 
 __all__ = ["on_services", "services"]  # Fixtures.
 # One stack for all of them. Slow: whole runs, killed and resumed, over HTTP.
-pytestmark = [pytest.mark.xdist_group("servers"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 TINY = [
     "data.public.0.count=300",
