@@ -6,7 +6,9 @@ RapidError
 ├── BudgetError               the run would spend more than its (epsilon, delta) (exit 3)
 ├── LedgerError               the ledger is torn, forked or from another data set (exit 1)
 ├── ShardError                a stored shard is missing, torn or from another run (exit 1)
-├── CheckpointError           a checkpoint is torn or from another run (exit 1)
+├── CheckpointError           a checkpoint or a stored result is torn or from another run (exit 1)
+├── StorageError              a disk or a bucket failed, whatever was tried (exit 1)
+│   └── StorageMissing        nothing is stored under this name (exit 1)
 └── ReleaseError              the model may not leave the trust boundary (exit 4)
 
 A broken internal invariant is a bug, not one of these: use ``assert``.
@@ -46,7 +48,15 @@ class ShardError(RapidError):
 
 
 class CheckpointError(RapidError):
-    """A checkpoint is torn or from another run."""
+    """A checkpoint or a stored result is torn or from another run."""
+
+
+class StorageError(RapidError):
+    """A disk or a bucket failed, whatever was tried; the same command goes on once it answers."""
+
+
+class StorageMissing(StorageError, FileNotFoundError):
+    """Nothing is stored under this name."""
 
 
 class ReleaseError(RapidError):

@@ -3,6 +3,11 @@
 Names are relative, with ``/`` between parts. ``create`` is the operation that the privacy
 ledger stands on: of any number of writers of one name exactly one succeeds, and what it wrote
 is durable when the call returns.
+
+A disk or a bucket that fails ends in one line (``StorageError``), after a finite number of finite
+waits. Whether a write that failed has happened is then unknown: on S3 an answer can be lost after
+the object is there. Writers whose second try would meet their own first (the ledger) tell them
+apart by what they wrote.
 """
 
 import contextlib
@@ -10,7 +15,7 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -18,16 +23,20 @@ from urllib.parse import urlsplit
 import boto3
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import ConfigError, StorageError
+from rapid_dist.errors import StorageMissing as StorageMissing
 
 _TEMPORARY = ".tmp-"  # Never listed: what a killed process leaves behind.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _CONFLICT_TRIES = 5
-
-
-class StorageMissing(FileNotFoundError):
-    """Nothing is stored under this name."""
+# Of one request to S3. With the pauses between tries (up to 20 s each) about two minutes in all: a
+# store that is away for longer ends the command, and the same command goes on.
+S3_TRIES = 8
+_READ_TRIES = 5  # Of a body that breaks off; boto begins none of those again.
+_CONNECT_SEC, _ANSWER_SEC = 10.0, 60.0  # Of one try.
+_QUICK = {"total_max_attempts": 2}  # For a question that only asks whether anybody is there.
 
 
 class AlreadyExists(FileExistsError):
@@ -86,14 +95,14 @@ def require_reachable(uri: str) -> None:
     Raises:
       ConfigError: the bucket is not there, or does not answer to these credentials.
     """
-    storage = open_storage(uri)
-    if not isinstance(storage, S3Storage):
+    if not uri.startswith("s3://"):
         return
     try:
-        storage.ask()
-    except (BotoCoreError, ClientError) as error:
+        parts = urlsplit(uri)
+        S3Storage(parts.netloc, parts.path.strip("/"), s3_client(retries=_QUICK)).ask()
+    except (BotoCoreError, ClientError, ValueError) as error:
         raise ConfigError(
-            f"{uri} does not answer ({' '.join(str(error).split())}). Check the bucket's name, and "
+            f"{uri} does not answer ({_in_one_line(error)}). Check the bucket's name, and "
             "endpoint, region and credentials in the environment (AWS_...)."
         ) from None
 
@@ -120,15 +129,25 @@ class LocalStorage:
         try:
             return self._path(name).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise StorageMissing(f"{self.uri} holds no {name!r}.") from error
+            raise StorageMissing(_missing(self.uri, name)) from error
+        except OSError as error:
+            raise StorageError(
+                f"{self.uri}/{name} cannot be read ({error.strerror}). Mend the disk or its "
+                "permissions, then run the same command again."
+            ) from error
 
     def write(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        temporary = self._write_temporary(path, data)
-        os.replace(temporary, path)
-        self._sync_directory(path.parent)
+        with self._writing(name):
+            path = self._path(name)
+            temporary = self._write_temporary(path, data)
+            os.replace(temporary, path)
+            self._sync_directory(path.parent)
 
     def create(self, name: str, data: bytes) -> None:
+        with self._writing(name):
+            self._create(name, data)
+
+    def _create(self, name: str, data: bytes) -> None:
         path = self._path(name)
         temporary = self._write_temporary(path, data)
         try:
@@ -165,6 +184,19 @@ class LocalStorage:
 
     def child(self, prefix: str) -> "LocalStorage":
         return LocalStorage(self._path(prefix), private=self._private, sync=self._sync)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Says a full or broken disk in one line; what was there before is still there."""
+        try:
+            yield
+        except AlreadyExists:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{self.uri}/{name} cannot be written ({error.strerror}). Make room there, or mend "
+                "the disk or its permissions, then run the same command again to go on."
+            ) from error
 
     def _path(self, name: str) -> Path:
         return self._root / _checked(name)
@@ -216,51 +248,73 @@ class S3Storage:
         self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
 
     def read(self, name: str) -> bytes:
-        try:
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
-        except ClientError as error:
-            if _status(error) == 404:
-                raise StorageMissing(f"{self.uri} holds no {name!r}.") from error
-            raise
-        with contextlib.closing(answer["Body"]) as body:
-            data: bytes = body.read()
-        return data
+        with self._asking("read", name):
+            for tries_left in reversed(range(_READ_TRIES)):
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(name))
+                try:
+                    with contextlib.closing(answer["Body"]) as body:
+                        data: bytes = body.read()
+                    return data
+                except (BotoCoreError, HTTPError, OSError):
+                    if not tries_left:
+                        raise
+        raise AssertionError("The last try returns or raises.")
 
     def write(self, name: str, data: bytes) -> None:
-        self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=data)
+        with self._asking("written", name):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=data)
 
     def create(self, name: str, data: bytes) -> None:
-        for tries_left in reversed(range(_CONFLICT_TRIES)):
-            try:
-                self._client.put_object(
-                    Bucket=self._bucket, Key=self._key(name), Body=data, IfNoneMatch="*"
-                )
-                return
-            except ClientError as error:
-                if _status(error) == 412:
-                    raise AlreadyExists(f"{self.uri} already holds {name!r}.") from error
-                # 409: a write of the same name is in flight. S3 asks to try again.
-                if _status(error) != 409 or not tries_left:
-                    raise
+        with self._asking("written", name):
+            for tries_left in reversed(range(_CONFLICT_TRIES)):
+                try:
+                    self._client.put_object(
+                        Bucket=self._bucket, Key=self._key(name), Body=data, IfNoneMatch="*"
+                    )
+                    return
+                except ClientError as error:
+                    if _status(error) == 412:
+                        raise AlreadyExists(f"{self.uri} already holds {name!r}.") from error
+                    # 409: a write of the same name is in flight. S3 asks to try again.
+                    if _status(error) != 409 or not tries_left:
+                        raise
 
     def exists(self, name: str) -> bool:
         try:
-            self._client.head_object(Bucket=self._bucket, Key=self._key(name))
-        except ClientError as error:
-            if _status(error) == 404:
-                return False
-            raise
+            with self._asking("looked for", name):
+                self._client.head_object(Bucket=self._bucket, Key=self._key(name))
+        except StorageMissing:
+            return False
         return True
 
     def list(self, prefix: str = "") -> list[str]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + prefix
-        )
-        keys = [found["Key"] for page in pages for found in page.get("Contents", [])]
+        with self._asking("listed", f"{prefix}*"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            keys = [found["Key"] for page in pages for found in page.get("Contents", [])]
         return sorted(key.removeprefix(self._prefix) for key in keys)
 
     def delete(self, name: str) -> None:
-        self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
+        with self._asking("deleted", name):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(name))
+
+    @contextlib.contextmanager
+    def _asking(self, done: str, name: str) -> Iterator[None]:
+        """Says in one line what a store has refused, or has not answered, at last."""
+        try:
+            yield
+        except AlreadyExists:
+            raise
+        except (BotoCoreError, ClientError, HTTPError, OSError) as error:
+            missing = isinstance(error, ClientError) and _status(error) == 404
+            # A bucket that is gone is no missing name.
+            if missing and _code(error) != "NoSuchBucket":
+                raise StorageMissing(_missing(self.uri, name)) from error
+            raise StorageError(
+                f"{self.uri}/{name} cannot be {done} ({_in_one_line(error)}). Run the same command "
+                "again when the store answers; what it has taken is kept."
+            ) from error
 
     def child(self, prefix: str) -> "S3Storage":
         return S3Storage(self._bucket, self._key(prefix), self._client)
@@ -269,17 +323,22 @@ class S3Storage:
         return self._prefix + _checked(name)
 
 
-def s3_client(**options: Any) -> Any:
+def s3_client(*, retries: dict[str, Any] | None = None, **options: Any) -> Any:
     """Returns a boto3 client that S3 look-alikes understand too.
 
-    Many of them refuse the checksum trailers that newer boto3 sends unasked.
+    Many of them refuse the checksum trailers that newer boto3 sends unasked. No request waits for
+    ever: each try has its time, and there are S3_TRIES of them, or AWS_MAX_ATTEMPTS if that is set.
     """
+    tries = {} if os.environ.get("AWS_MAX_ATTEMPTS") else {"total_max_attempts": S3_TRIES}
     config = BotoConfig(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        retries={"mode": "standard", "max_attempts": 5},
+        connect_timeout=_CONNECT_SEC,
+        read_timeout=_ANSWER_SEC,
+        retries={"mode": "standard", **tries, **(retries or {})},
     )
-    return boto3.client("s3", config=config, **options)
+    own = options.pop("config", None)
+    return boto3.client("s3", config=config.merge(own) if own else config, **options)
 
 
 def _checked(name: str) -> str:
@@ -291,3 +350,19 @@ def _checked(name: str) -> str:
 
 def _status(error: ClientError) -> int:
     return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+
+
+def _code(error: BaseException) -> str:
+    response = getattr(error, "response", {})
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def _missing(uri: str, name: str) -> str:
+    return (
+        f"{uri} holds no {name!r}: it was removed, or never finished. Restore it, or run the stage "
+        "that makes it again."
+    )
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -159,7 +159,7 @@ class CountingKeeper:
     attempt: int = 0
     charged: list[tuple[int, int]] = field(default_factory=list)
 
-    def begin_attempt(self) -> Attempt:
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
         self.attempt += 1
         return Attempt(self.attempt, self.affordable - len(self.charged))
 

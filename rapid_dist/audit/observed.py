@@ -207,8 +207,8 @@ class _WatchedKeeper:
 
         return asked
 
-    def begin_attempt(self) -> Any:
-        return self.__getattr__("begin_attempt")()
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Any:
+        return self.__getattr__("begin_attempt")(after)
 
     def charge(self, step: int, attempt: int | None = None) -> None:
         self.__getattr__("charge")(step, attempt)

@@ -126,7 +126,7 @@ class _Unlimited:
     def __init__(self) -> None:
         self._attempt = 0
 
-    def begin_attempt(self) -> Attempt:
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
         self._attempt += 1
         return Attempt(number=self._attempt, affordable_steps=_LOOP_STEPS)
 

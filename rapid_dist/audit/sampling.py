@@ -153,7 +153,7 @@ class _Counting:
     def __init__(self) -> None:
         self.charged = 0
 
-    def begin_attempt(self) -> Attempt:
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
         return Attempt(number=1, affordable_steps=_LOOP_STEPS)
 
     def charge(self, step: int, attempt: int | None = None) -> None:

@@ -1,10 +1,13 @@
 """Checkpoints of a training loop: tensors in safetensors, facts in JSON, two kept.
 
 A checkpoint is one file, named by its step and by the hash of its bytes, written atomically. A
-torn or altered file is therefore noticed by its name, and the one before it is used.
+torn or altered file is therefore noticed by its name, and the one before it is used. It also says
+whose it is: another run's, or another data set's, is refused and not passed over, for somebody has
+put it there.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,7 @@ from rapid_dist.storage import Storage, sha256_hex
 
 _KEPT = 2
 _HASH_DIGITS = 16
+_NAME = re.compile(r"step-\d+-[0-9a-f]+\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +36,16 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one loop, in one folder."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, of: str = "") -> None:
+        """``of`` says whose they are: a run's, or a public folder's, named by its settings."""
         self._storage = storage
+        self._of = of
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
         """Writes a checkpoint and removes all but the last two."""
         held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        data = save(held, metadata={"facts": json.dumps(facts), "step": str(step)})
+        told = {"facts": json.dumps(facts), "step": str(step), "of": self._of}
+        data = save(held, metadata=told)
         name = f"step-{step:09d}-{sha256_hex(data)[:_HASH_DIGITS]}.safetensors"
         self._storage.write(name, data)
         for old in self._names()[:-_KEPT]:
@@ -48,27 +55,36 @@ class Checkpoints:
         """Returns the newest whole checkpoint, or None if there never was one.
 
         Raises:
-          CheckpointError: there are checkpoints, and not one of them is whole.
+          CheckpointError: there are checkpoints, and not one of them is whole; or the newest whole
+            one is another's.
         """
         names = self._names()
         for name in reversed(names):
             data = self._storage.read(name)
-            if sha256_hex(data)[:_HASH_DIGITS] != name.removesuffix(".safetensors").split("-")[-1]:
+            _, step, digest = name.removesuffix(".safetensors").split("-")
+            if sha256_hex(data)[:_HASH_DIGITS] != digest:
                 continue
             length = int.from_bytes(data[:8], "little")
             metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            if int(metadata["step"]) != int(step):
+                continue  # An older one by a newer one's name.
+            if metadata.get("of", "") != self._of:
+                raise CheckpointError(
+                    f"Checkpoint {self._storage.uri}/{name} is of {metadata.get('of', '')!r}, this "
+                    f"is {self._of!r}. Remove it to go on from the run's own, or use another --out."
+                )
             return Checkpoint(
-                step=int(metadata["step"]), tensors=load(data), facts=json.loads(metadata["facts"])
+                step=int(step), tensors=load(data), facts=json.loads(metadata["facts"])
             )
         if names:
             raise CheckpointError(
-                f"No checkpoint in {self._storage.uri} is whole: {', '.join(names)}. Remove them "
-                "to start this stage again."
+                f"No checkpoint in {self._storage.uri} is whole: {', '.join(names)}. Restore one, "
+                "or remove them to start this stage again; private steps are then charged again."
             )
         return None
 
     def _names(self) -> list[str]:
-        return [name for name in self._storage.list("step-") if name.endswith(".safetensors")]
+        return [name for name in self._storage.list("step-") if _NAME.fullmatch(name)]
 
 
 def training_state(

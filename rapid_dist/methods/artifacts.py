@@ -2,7 +2,7 @@
 
 Public artefacts carry a hash of every setting that shaped them, so that runs with the same public
 stages share them and runs with others cannot mix them up. A folder is whole when its ``done.json``
-exists, which is written last.
+exists, which is written last and holds the hash of every file (``seal.py``).
 """
 
 import hashlib
@@ -19,16 +19,20 @@ from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array, content
 from rapid_dist.data.sources import load_public, split_public
 from rapid_dist.diffusion.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
-from rapid_dist.errors import DataError
+from rapid_dist.errors import DataError, RapidError
+from rapid_dist.methods.seal import DONE as DONE
+from rapid_dist.methods.seal import is_done as is_done
+from rapid_dist.methods.seal import mark_done as mark_done
+from rapid_dist.methods.seal import read_done as read_done
+from rapid_dist.methods.seal import read_sealed, require_manifest, sealed_names
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.variants import with_variants
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.features import ContrastExtractor, load_extractor, save_extractor
+from rapid_dist.retrieval.manifest import MANIFEST, Manifest
 from rapid_dist.storage import Storage, open_storage
 
 T = TypeVar("T")
-
-DONE = "done.json"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -163,51 +167,52 @@ def load_references(settings: MethodSettings, generation: int) -> PublicImages:
     return with_variants(offset, base.variants, base.variant_jitter, settings.seed)
 
 
-def is_done(storage: Storage) -> bool:
-    return storage.exists(DONE)
-
-
-def mark_done(storage: Storage, facts: dict[str, Any] | None = None) -> None:
-    storage.write(DONE, json.dumps(facts or {}, sort_keys=True).encode())
-
-
-def read_done(storage: Storage) -> dict[str, Any]:
-    """Returns the facts that ``mark_done`` wrote."""
-    facts: dict[str, Any] = json.loads(storage.read(DONE))
-    return facts
-
-
-def put_folder(storage: Storage, write: Callable[[Path], object], *, mark: bool = True) -> None:
+def put_folder(
+    storage: Storage, write: Callable[[Path], object], *, mark: bool = True, of: str = ""
+) -> None:
     """Has ``write`` fill a temporary folder, stores its files and marks the place as whole.
 
     Without the mark the folder holds what was written and nothing else.
+
+    Args:
+      of: the run that the folder belongs to; a public one is its own name's.
     """
+    names = []
     with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
         write(Path(folder))
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
-                storage.write(path.relative_to(folder).as_posix(), path.read_bytes())
+                names.append(path.relative_to(folder).as_posix())
+                storage.write(names[-1], path.read_bytes())
     if mark:
-        mark_done(storage)
+        mark_done(storage, of=of, names=names)
 
 
-def with_folder(storage: Storage, read: Callable[[Path], T]) -> T:
-    """Fetches all files of a place into a temporary folder and returns what ``read`` makes."""
+def with_folder(storage: Storage, read: Callable[[Path], T], *, sealed: bool = False) -> T:
+    """Fetches the files of a place into a temporary folder and returns what ``read`` makes.
+
+    Args:
+      sealed: the place has to be marked as whole; every file is then what it was at that time.
+    """
+    facts = read_done(storage) if sealed else None
     with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
-        for name in storage.list():
+        for name in sealed_names(storage) if sealed else storage.list():
             if name != DONE:
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(storage.read(name))
-        return read(Path(folder))
+                path.write_bytes(read_sealed(storage, name, facts or {}))
+        try:
+            return read(Path(folder))
+        except RapidError as error:  # Nobody knows the copy by its name.
+            raise type(error)(str(error).replace(folder, storage.uri)) from error
 
 
-def put_denoiser(storage: Storage, denoiser: Denoiser) -> None:
-    put_folder(storage, lambda folder: save_denoiser(denoiser, folder))
+def put_denoiser(storage: Storage, denoiser: Denoiser, *, of: str = "") -> None:
+    put_folder(storage, lambda folder: save_denoiser(denoiser, folder), of=of)
 
 
 def get_denoiser(uri: str) -> Denoiser:
-    return with_folder(open_storage(uri), load_denoiser)
+    return with_folder(open_storage(uri), load_denoiser, sealed=True)
 
 
 def put_autoencoder(storage: Storage, autoencoder: Autoencoder) -> None:
@@ -218,7 +223,8 @@ def open_autoencoder(settings: MethodSettings, public_uri: str) -> Autoencoder |
     """Returns the recipe's autoencoder out of the public store; None where pixels are diffused."""
     if settings.autoencoder is None:
         return None
-    return with_folder(open_storage(public_uri).child(autoencoder_name(settings)), load_autoencoder)
+    place = open_storage(public_uri).child(autoencoder_name(settings))
+    return with_folder(place, load_autoencoder, sealed=True)
 
 
 def put_extractor(storage: Storage, extractor: ContrastExtractor) -> None:
@@ -226,7 +232,14 @@ def put_extractor(storage: Storage, extractor: ContrastExtractor) -> None:
 
 
 def get_extractor(uri: str) -> ContrastExtractor:
-    return with_folder(open_storage(uri), load_extractor)
+    return with_folder(open_storage(uri), load_extractor, sealed=True)
+
+
+def open_manifest(storage: Storage) -> Manifest:
+    """Returns the manifest of a knowledge base; another than it was finished with is refused."""
+    manifest = Manifest.read(storage)
+    require_manifest(storage, MANIFEST, manifest.fingerprint)
+    return manifest
 
 
 def put_images(storage: Storage, name: str, images: UInt8Array, labels: Int64Array) -> None:
@@ -236,5 +249,7 @@ def put_images(storage: Storage, name: str, images: UInt8Array, labels: Int64Arr
 
 def get_images(storage: Storage, name: str) -> tuple[UInt8Array, Int64Array]:
     """Returns what ``put_images`` stored: uint8 [n, C, H, W] and labels int64 [n]."""
-    arrays = unpack_arrays(storage.read(name), name)
+    folder, _, file = name.rpartition("/")
+    data = read_sealed(storage.child(folder) if folder else storage, file)
+    arrays = unpack_arrays(data, f"{storage.uri}/{name}")
     return arrays["images"], arrays["labels"].astype(np.int64)

@@ -42,7 +42,7 @@ class AutoencodeTask:
                 config,
                 seed=settings.seed,
                 collective=collective,
-                checkpoints=Checkpoints(public.child(f"checkpoints/{name}")),
+                checkpoints=Checkpoints(public.child(f"checkpoints/{name}"), of=name),
                 on_step=report,
             )
         if collective.rank == 0:

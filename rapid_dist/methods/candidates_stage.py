@@ -95,7 +95,9 @@ def run_candidates(context: RunContext) -> None:
     better = refined(prior, behind, probabilities, settings.prior.candidate_weight)
     storage.write("histogram.npz", pack_arrays({"noised": histogram}))
     storage.write("prior.npz", better.to_bytes())
-    artifacts.mark_done(storage)
+    artifacts.mark_done(
+        storage, {"attempt": attempt}, of=context.run, names=("histogram.npz", "prior.npz")
+    )
 
 
 def _draw(context: RunContext, count: int) -> None:

@@ -94,6 +94,7 @@ class RunContext:
     versions: dict[str, str]
     report: Callable[[str, dict[str, float]], None]  # (stage, how far it is), from this process.
     note: Callable[[str], None] = lambda line: None  # A line to show; nothing private.
+    run: str = ""  # Its name in the ledger; what it stores says whose it is.
     device: str = "cpu"  # Where workers compute: cpu, or the CUDA device that each of them has.
     memory_gb: float = 1.0  # What one worker may take of the host's memory.
     engine: ClippedSum = clipped_sum  # The audit puts one that looks on around it.

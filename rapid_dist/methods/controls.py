@@ -87,7 +87,9 @@ def run_generate(context: RunContext) -> None:
     task = drawing_of(context, (samples,))
     workers, count = context.backend.workers, context.backend.num_workers
     workers.run(task, name="generate", num_workers=count, private=False)
-    artifacts.mark_done(storage, json.loads(context.out.read(facts_file(samples.file))))
+    facts = json.loads(context.out.read(facts_file(samples.file)))
+    name = sampling_stages.SAMPLES_FILE.rpartition("/")[2]
+    artifacts.mark_done(storage, facts, of=context.run, names=(name,))
 
 
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:

@@ -45,6 +45,7 @@ from rapid_dist.methods import (
 )
 from rapid_dist.methods.context import Promise, Report, RunContext, Stage
 from rapid_dist.methods.drawing import ImageSet
+from rapid_dist.methods.seal import read_sealed
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan_retrieval
 from rapid_dist.privacy.keys import SecretKey
@@ -150,7 +151,7 @@ class ConditionTask:
             settings.conditional,
             seed=settings.seed,
             collective=collective,
-            checkpoints=Checkpoints(public.child(f"checkpoints/{self.name}")),
+            checkpoints=Checkpoints(public.child(f"checkpoints/{self.name}"), of=self.name),
             on_step=report,
         )
         if collective.rank == 0:
@@ -204,7 +205,7 @@ def run_answers(context: RunContext) -> None:
     labels = np.tile(np.arange(classes, dtype=np.int64), rounds)
     whole = Answers(embeddings=answers.reshape(rounds * classes, dim), labels=labels)
     storage.write(FILE, whole.to_bytes())
-    artifacts.mark_done(storage)
+    artifacts.mark_done(storage, of=context.run, names=(FILE,))
 
 
 def _ask(
@@ -257,9 +258,9 @@ def run_generate(context: RunContext) -> None:
 
 def _bundle(context: RunContext) -> Bundle:
     settings = context.settings
-    answers = Answers.from_bytes(context.out.child(ANSWERS).read(FILE))
+    answers = Answers.from_bytes(read_sealed(context.out.child(ANSWERS), FILE))
     place = context.public.child(conditioned_name(settings))
-    conditioned = artifacts.with_folder(place, load_conditioned)
+    conditioned = artifacts.with_folder(place, load_conditioned, sealed=True)
     facts = sampling_stages.bundle_facts(settings, "noise", context.privacy(), context.versions)
     return Bundle(
         facts=replace(facts, source="answers"),
@@ -278,7 +279,8 @@ class UntoldSource:
 
     def __call__(self) -> Bundle:
         settings, public = self.settings, open_storage(self.public_uri)
-        conditioned = artifacts.with_folder(public.child(self.name), load_conditioned)
+        place = public.child(self.name)
+        conditioned = artifacts.with_folder(place, load_conditioned, sealed=True)
         silence = torch.zeros(private_stages.num_classes(settings), conditioned.embedding_dim)
         facts = sampling_stages.bundle_facts(settings, "noise", {}, {})
         return Bundle(facts=facts, denoiser=conditioned.for_embeddings(silence))

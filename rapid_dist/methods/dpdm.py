@@ -72,7 +72,7 @@ def run_initial(context: RunContext) -> None:
     if not artifacts.is_done(storage):
         from_public = is_from_public(context.settings)
         start = start_of(context.settings, context.public.uri, from_public=from_public)
-        artifacts.put_denoiser(storage, start)
+        artifacts.put_denoiser(storage, start, of=context.run)
 
 
 def start_of(settings: MethodSettings, public_uri: str, *, from_public: bool) -> Denoiser:

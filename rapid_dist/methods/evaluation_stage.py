@@ -27,6 +27,7 @@ from rapid_dist.methods.private_stages import (
     uniform_prior,
 )
 from rapid_dist.methods.sampling_stages import SAMPLES, SAMPLES_FILE, bundle_facts, make_bundle
+from rapid_dist.methods.seal import read_sealed
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.release.bundle import Bundle
 from rapid_dist.retrieval.jitter import JitterConfig
@@ -187,9 +188,9 @@ class EvaluateTask:
             config = settings.evaluation.classifiers
             content = train_public_classifier(images, config, settings.seed)
             storage.write(PUBLIC_CLASSIFIER, content)
-            artifacts.mark_done(storage)
+            artifacts.mark_done(storage, names=(PUBLIC_CLASSIFIER,))
         collective.barrier()
-        return open_public_classifier(storage.read(PUBLIC_CLASSIFIER), name)
+        return open_public_classifier(read_sealed(storage, PUBLIC_CLASSIFIER), name)
 
     def _measure(self, name: str, yardstick: Yardstick, internal: Storage) -> None:
         """Stores the figures of one set, unless a worker that died later has done so."""

@@ -94,6 +94,7 @@ class UnprotectedTask:
     out_uri: str  # Below the run's internal results.
     device: str = "cpu"
     memory_gb: float = 1.0
+    run: str = ""  # Whose checkpoints and weights these are.
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings, out = self.settings, open_storage(self.out_uri, private=True)
@@ -121,11 +122,11 @@ class UnprotectedTask:
             steps=self.steps,
             expected_batch=self.expected_batch,
             collective=collective,
-            checkpoints=Checkpoints(out.child(f"{private_stages.CHECKPOINTS}/train")),
+            checkpoints=Checkpoints(out.child(f"{private_stages.CHECKPOINTS}/train"), of=self.run),
             on_step=report,
         )
         if collective.rank == 0:
-            artifacts.put_denoiser(out.child(private_stages.PRIVATE), denoiser)
+            artifacts.put_denoiser(out.child(private_stages.PRIVATE), denoiser, of=self.run)
 
 
 def run_initial(context: RunContext) -> None:
@@ -134,7 +135,7 @@ def run_initial(context: RunContext) -> None:
     if not artifacts.is_done(storage):
         from_public = is_from_public(context.settings)
         start = dpdm.start_of(context.settings, context.public.uri, from_public=from_public)
-        artifacts.put_denoiser(storage, start)
+        artifacts.put_denoiser(storage, start, of=context.run)
 
 
 def run_train(context: RunContext) -> None:
@@ -152,6 +153,7 @@ def run_train(context: RunContext) -> None:
         out_uri=context.out.uri,
         device=context.device,
         memory_gb=context.memory_gb,
+        run=context.run,
     )
     context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)
 
@@ -167,7 +169,9 @@ def run_generate(context: RunContext) -> None:
     )
     task = drawing_of(context, (samples,))
     context.backend.workers.run(task, name="generate", num_workers=context.backend.num_workers)
-    artifacts.mark_done(storage, json.loads(context.out.read(facts_file(samples.file))))
+    facts = json.loads(context.out.read(facts_file(samples.file)))
+    name = sampling_stages.SAMPLES_FILE.rpartition("/")[2]
+    artifacts.mark_done(storage, facts, of=context.run, names=(name,))
 
 
 def _generator_of(settings: MethodSettings, out_uri: str) -> Bundle:

@@ -21,6 +21,7 @@ from rapid_dist.methods.checks import shape_of
 from rapid_dist.methods.clusters import assign_clusters, open_centroids
 from rapid_dist.methods.context import Keeper, Report, RunContext, Searcher
 from rapid_dist.methods.public_stages import open_embedder
+from rapid_dist.methods.seal import read_sealed
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
@@ -51,8 +52,8 @@ def num_classes(settings: MethodSettings) -> int:
 
 def open_knowledge_base(settings: MethodSettings, public_uri: str) -> KnowledgeBase:
     """Returns the recipe's knowledge base; a missing or torn one is a ``ShardError``."""
-    name = artifacts.knowledge_base_name(settings)
-    return KnowledgeBase.open(open_storage(public_uri).child(name))
+    storage = open_storage(public_uri).child(artifacts.knowledge_base_name(settings))
+    return KnowledgeBase(storage, artifacts.open_manifest(storage))
 
 
 def run_prior(context: RunContext) -> None:
@@ -84,20 +85,22 @@ def run_prior(context: RunContext) -> None:
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
     storage.write("histogram.npz", pack_arrays({"noised": histogram}))
     storage.write("prior.npz", TrajectoryPrior(entries, probabilities).to_bytes())
-    artifacts.mark_done(storage)
+    artifacts.mark_done(
+        storage, {"attempt": attempt}, of=context.run, names=("histogram.npz", "prior.npz")
+    )
 
 
 def open_prior(out_uri: str) -> TrajectoryPrior:
     """Returns the prior that samples are drawn from: refined, where there was a second round."""
     out = open_storage(out_uri)
     if artifacts.is_done(out.child(REFINED)):
-        return TrajectoryPrior.from_bytes(out.child(REFINED).read("prior.npz"))
+        return TrajectoryPrior.from_bytes(read_sealed(out.child(REFINED), "prior.npz"))
     return first_prior(out_uri)
 
 
 def first_prior(out_uri: str) -> TrajectoryPrior:
     """Returns what the first round of votes says."""
-    return TrajectoryPrior.from_bytes(open_storage(out_uri).child(PRIOR).read("prior.npz"))
+    return TrajectoryPrior.from_bytes(read_sealed(open_storage(out_uri).child(PRIOR), "prior.npz"))
 
 
 def uniform_prior(settings: MethodSettings, base: KnowledgeBase) -> TrajectoryPrior:
@@ -121,6 +124,7 @@ class AdaptTask:
     public_uri: str
     out_uri: str
     device: str = "cpu"
+    run: str = ""  # Whose results these are.
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
@@ -140,11 +144,14 @@ class AdaptTask:
             settings.adapt,
             seed=settings.seed,
             collective=collective,
-            checkpoints=Checkpoints(open_storage(self.out_uri).child(f"{CHECKPOINTS}/adapt")),
+            checkpoints=Checkpoints(
+                open_storage(self.out_uri).child(f"{CHECKPOINTS}/adapt"), of=self.run
+            ),
             on_step=report,
         )
         if collective.rank == 0:
-            artifacts.put_denoiser(open_storage(self.out_uri).child(ADAPTED), denoiser)
+            place = open_storage(self.out_uri).child(ADAPTED)
+            artifacts.put_denoiser(place, denoiser, of=self.run)
 
 
 def run_adapt(context: RunContext) -> None:
@@ -153,13 +160,15 @@ def run_adapt(context: RunContext) -> None:
     if artifacts.is_done(storage):
         return
     if context.plan.prior is None or context.settings.adapt.steps == 0:
-        artifacts.put_denoiser(storage, start_denoiser(context.settings, context.public.uri))
+        start = start_denoiser(context.settings, context.public.uri)
+        artifacts.put_denoiser(storage, start, of=context.run)
         return
     task = AdaptTask(
         settings=context.settings,
         public_uri=context.public.uri,
         out_uri=context.out.uri,
         device=context.device,
+        run=context.run,
     )
     workers, count = context.backend.workers, context.backend.num_workers
     workers.run(task, name="adapt", num_workers=count, private=False)
@@ -208,6 +217,7 @@ class TrainTask:
     device: str = "cpu"
     memory_gb: float = 1.0
     engine: ClippedSum = clipped_sum
+    run: str = ""  # Whose checkpoints and weights these are.
 
     def __call__(self, collective: Collective, report: Report) -> None:
         settings = self.settings
@@ -237,12 +247,12 @@ class TrainTask:
             self.mechanism,
             collective=collective,
             keeper=self.keeper,
-            checkpoints=Checkpoints(out.child(f"{CHECKPOINTS}/train")),
+            checkpoints=Checkpoints(out.child(f"{CHECKPOINTS}/train"), of=self.run),
             on_step=report,
             engine=self.engine,
         )
         if collective.rank == 0:
-            artifacts.put_denoiser(out.child(PRIVATE), denoiser)
+            artifacts.put_denoiser(out.child(PRIVATE), denoiser, of=self.run)
 
     def find_references(
         self, images: PrivateImages, report: Report = lambda figures, part="": None
@@ -316,7 +326,8 @@ def run_train(context: RunContext) -> None:
     if artifacts.is_done(storage):
         return
     if context.plan.dp_sgd is None:
-        artifacts.put_denoiser(storage, artifacts.get_denoiser(context.out.child(ADAPTED).uri))
+        adapted = artifacts.get_denoiser(context.out.child(ADAPTED).uri)
+        artifacts.put_denoiser(storage, adapted, of=context.run)
         return
     whole, subset = shape_of(context.settings), context.settings.train
     if subset.trainable != "all" or subset.blocks is not None:
@@ -331,5 +342,6 @@ def run_train(context: RunContext) -> None:
         device=context.device,
         memory_gb=context.memory_gb,
         engine=context.engine,
+        run=context.run,
     )
     context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)

@@ -69,7 +69,8 @@ class PretrainTask:
             checkpoints=Checkpoints(
                 open_storage(self.public_uri).child(
                     f"checkpoints/{artifacts.pretrain_name(settings)}"
-                )
+                ),
+                of=artifacts.pretrain_name(settings),
             ),
             on_step=report,
         )
@@ -103,7 +104,7 @@ class ContrastTask:
             query_level=settings.schedule.level(settings.split.query_step),
             seed=settings.seed,
             collective=collective,
-            checkpoints=Checkpoints(public.child(f"checkpoints/{name}")),
+            checkpoints=Checkpoints(public.child(f"checkpoints/{name}"), of=name),
             on_step=report,
         )
         if collective.rank == 0:

@@ -12,6 +12,7 @@ from rapid_dist.data.images import from_unit, to_unit
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.sampler import sample
 from rapid_dist.diffusion.seeds import churn_for, normal_for
+from rapid_dist.errors import CheckpointError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import RunContext, Searcher
 from rapid_dist.methods.drawing import ImageSet, drawing_of, facts_file, open_stored
@@ -24,13 +25,14 @@ from rapid_dist.methods.private_stages import (
 from rapid_dist.methods.public_stages import open_embedder, open_key_extractor
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.release.bundle import Bundle, BundleFacts, References, write_bundle
+from rapid_dist.release.checksums import CHECKSUMS
 from rapid_dist.release.generator import BLOCK_ROWS
 from rapid_dist.release.query import EarlySteps, Knowledge, PublicHalf, QueryFacts
 from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.prior import TrajectoryPrior
 from rapid_dist.retrieval.searcher import keys_of
-from rapid_dist.storage import open_storage
+from rapid_dist.storage import Storage, open_storage, sha256_hex
 
 BUNDLE, SAMPLES = "bundle", "samples"
 SAMPLES_FILE = f"{SAMPLES}/samples.npz"
@@ -138,6 +140,24 @@ def _bundle(context: RunContext) -> Bundle:
     return make_bundle(settings, denoiser, facts, prior, base)
 
 
+def require_own_bundle(out: Storage) -> None:
+    """Refuses another bundle than the one that the samples were drawn from.
+
+    Raises:
+      CheckpointError: it was replaced by one that is whole in itself.
+    """
+    expected = artifacts.read_done(out.child(SAMPLES)).get("bundle")
+    if expected is None:  # Drawn without one, or by a version that did not note it.
+        return
+    found = sha256_hex(out.child(BUNDLE).read(CHECKSUMS))
+    if found != expected:
+        raise CheckpointError(
+            f"{out.uri}/{BUNDLE} is not the bundle that the samples were drawn from: its "
+            f"{CHECKSUMS} has SHA-256 {found[:16]}, then it was {str(expected)[:16]}. Restore it; "
+            f"or delete {SAMPLES}/{artifacts.DONE} and stages/generate.json to make both again."
+        )
+
+
 def release_and_draw(context: RunContext, bundle_of: Callable[[], Bundle]) -> None:
     """Writes what ``bundle_of`` puts together, then draws the samples from what was written."""
     storage = context.out.child(SAMPLES)
@@ -154,7 +174,10 @@ def release_and_draw(context: RunContext, bundle_of: Callable[[], Bundle]) -> No
     task = drawing_of(context, (samples,))
     workers, count = context.backend.workers, context.backend.num_workers
     workers.run(task, name="generate", num_workers=count, private=False)
-    artifacts.mark_done(storage, json.loads(context.out.read(facts_file(samples.file))))
+    facts = json.loads(context.out.read(facts_file(samples.file)))
+    facts["bundle"] = sha256_hex(context.out.child(BUNDLE).read(CHECKSUMS))
+    name = SAMPLES_FILE.rpartition("/")[2]
+    artifacts.mark_done(storage, facts, of=context.run, names=(name,))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,18 +66,25 @@ class LedgerKeeper:
         self._attempt = 0
         self._affordable = 0
 
-    def begin_attempt(self) -> Attempt:
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
         """Fences all older attempts, and counts the steps that are left to this one.
 
         Counting asks the accountants once, so that a charge is then one write to the ledger.
 
-        Raises LedgerError, and charges nothing, if the ledger holds runs of another privacy unit.
+        Args:
+          after: of the checkpoint that the attempt goes on from: the attempt that wrote it, and its
+            number of finished steps.
+
+        Raises LedgerError, and charges nothing, if the ledger holds runs of another privacy unit,
+        or lacks what has paid for the checkpoint.
         """
         note = (
             f"unit={self._unit} epsilon={self._budget.epsilon} delta={self._budget.delta} "
             f"planned_steps={self._planned_steps} most_steps={self._most_steps}"
         )
         self._refuse_other_units()
+        if after is not None:
+            self._refuse_unpaid(*after)
         self._attempt = self._ledger.begin_attempt(self._run, note)
         self._count_affordable()
         return Attempt(number=self._attempt, affordable_steps=self._affordable)
@@ -152,6 +159,19 @@ class LedgerKeeper:
                     f"the ledger of {self._ledger.dataset!r} has {unit!r}: what they cost "
                     f"together cannot be said. Set privacy.unit and group_column to {unit!r}."
                 )
+
+    def _refuse_unpaid(self, attempt: int, done: int) -> None:
+        """What is cut off a ledger is its end, so the last step's entry stands for all before."""
+        if not any(
+            (entry.kind, entry.run, entry.attempt, entry.step)
+            == ("step", self._run, attempt, done - 1)
+            for entry in self._ledger.entries()
+        ):
+            raise LedgerError(
+                f"The ledger of {self._ledger.dataset!r} lacks step {done - 1} of attempt "
+                f"{attempt} of run {self._run!r}, by which the checkpoint of {done} steps was "
+                "made: it was cut off, or is not the ledger that was charged. Bring that one back."
+            )
 
     def _require_attempt(self) -> None:
         if self._attempt == 0:

@@ -42,7 +42,7 @@ class Attempt(Protocol):
 class Keeper(Protocol):
     """Who pays: the ledger's keeper, beside the driver."""
 
-    def begin_attempt(self) -> Attempt: ...
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt: ...
 
     def charge(self, step: int, attempt: int | None = None) -> None: ...
 
@@ -70,6 +70,7 @@ def train_private(
     Raises:
       BudgetError: the budget does not pay for the steps that are left.
       CheckpointError: the workers do not all start from the same state, or not from this plan's.
+      LedgerError: the ledger lacks what has paid for the checkpoint.
       ConfigError: the network has a layer that is not known to be safe.
       DataError: the mechanism was planned for another number of records (or groups).
     """
@@ -89,11 +90,12 @@ def train_private(
     parameters = trainable(denoiser)
     optimizer = torch.optim.Adam(parameters, lr=draws.config.learning_rate, foreach=False)
     ema = Ema(parameters, draws.config.ema_decay)
-    first = 0
+    first, after = 0, None
     found = checkpoints.latest()
     if found is not None:
         restore_training_state(found.tensors, parameters, ema.average, optimizer)
         ema.updates = first = found.step
+        after = (int(found.facts["attempt"]), first)  # The ledger has to know it.
     if first > mechanism.steps:
         raise CheckpointError(
             f"The checkpoint is of step {first}, the plan has {mechanism.steps} steps. It is "
@@ -102,7 +104,7 @@ def train_private(
     draws = _cut_alike(draws, collective)
     start = {**denoiser.state_dict(), **training_state(parameters, ema.average, optimizer)}
     attempt, affordable, key = _open_attempt(
-        collective, keeper, new_key, first, _digest(first, start)
+        collective, lambda: keeper.begin_attempt(after), new_key, first, _digest(first, start)
     )
     if affordable < mechanism.steps - first:
         raise BudgetError(
@@ -156,7 +158,7 @@ def _cut_alike(draws: DrawMaker, collective: Collective) -> DrawMaker:
 
 def _open_attempt(
     collective: Collective,
-    keeper: Keeper,
+    begin_attempt: Callable[[], Attempt],
     new_key: Callable[[], SecretKey],
     first: int,
     digest: bytes,
@@ -168,7 +170,7 @@ def _open_attempt(
     """
     payload = bytes(16 + len(digest) + KEY_BYTES)
     if collective.rank == 0:
-        attempt = keeper.begin_attempt()
+        attempt = begin_attempt()
         payload = (
             attempt.number.to_bytes(8, "big")
             + attempt.affordable_steps.to_bytes(8, "big")

@@ -24,8 +24,8 @@ class KeeperClient:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def begin_attempt(self) -> Attempt:
-        return _asked(self._actor.begin_attempt.remote(), Attempt)
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
+        return _asked(self._actor.begin_attempt.remote(after), Attempt)
 
     def charge(self, step: int, attempt: int | None = None) -> None:
         """Returns when the entry is durable; raises what the keeper raised."""
@@ -58,8 +58,8 @@ class _Keeper:
             self._made = self._make()
         return self._made
 
-    def begin_attempt(self) -> Attempt:
-        return self._keeper().begin_attempt()
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
+        return self._keeper().begin_attempt(after)
 
     def charge(self, step: int, attempt: int | None = None) -> None:
         self._keeper().charge(step, attempt)

@@ -4,7 +4,6 @@ The same command, given again, goes on where the last one stopped. Everything th
 with a recipe, the data and the cluster is looked for before the first stage.
 """
 
-import json
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +27,7 @@ from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, 
 from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of, trial_fault
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
+from rapid_dist.runtime.integrity import is_made, require_own, require_own_summary
 from rapid_dist.runtime.lineage import lineage_of
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.metrics import EpsilonWatch, Meter, RayMeter, StageMeter
@@ -138,7 +138,10 @@ def _run(
     recipe = prepared.recipe
     directory = RunDirectory(recipe, prepared.places.out)
     if directory.is_complete():
-        return directory.read_json("summary.json")
+        summary = directory.read_json("summary.json")
+        require_own_summary(directory, summary)
+        return summary
+    require_own(directory, Ledger.open(prepared.places.ledger, recipe.data.private.name))
     _refuse_trial(prepared, directory)
     chosen = [
         stage for stage in prepared.stages if command is None or stage.name in COMMANDS[command]
@@ -248,8 +251,7 @@ def _is_done(prepared: Prepared, directory: RunDirectory, stage: Stage) -> bool:
     if stage.artifact is None or not directory.is_done(stage.name):
         return directory.is_done(stage.name)
     settings = contamination_stage.without_dropped(prepared.settings, directory.storage)
-    place = open_storage(prepared.places.public).child(stage.artifact(settings))
-    return artifacts.is_done(place)
+    return is_made(stage, settings, open_storage(prepared.places.public))
 
 
 def _context(
@@ -282,6 +284,7 @@ def _context(
         versions=results.versions(),
         report=figures.on_report,
         note=figures.note,
+        run=directory.run,
     )
 
 
@@ -311,9 +314,10 @@ def _finish(
     """Registers the model, writes the pages, and returns the summary."""
     recipe = prepared.recipe
     ledger, claimed = _claim(prepared, directory)
+    sampling_stages.require_own_bundle(context.out)
     selection = selection_of(directory.storage)
     privacy = as_chosen(results.privacy_figures(recipe, prepared.plan, claimed), selection)
-    quality = json.loads(directory.internal.read("quality.json"))
+    quality = directory.need_json("internal/quality.json")
     registry = directory.read_json("registry.json")
     has_bundle = context.out.child(sampling_stages.BUNDLE).exists("checksums.json")
     # A debug run may have logged private values (P9); one by query was drawn without a bundle once.

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any
 
 from rapid_dist.config import Recipe, parse_recipe, recipe_hash, to_tree, to_yaml
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.installed import SHORT
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.recipe_files import parse_tree
@@ -41,6 +41,14 @@ KEPT = (
     "internal/contamination.json",
     *(f"internal/nonprivate/{part}/" for part in ("adapted", "private", "checkpoints")),
 )
+# What to do about a torn file of the run, by how its name begins.
+_WITHOUT = {
+    "run.json": "Restore it from a backup: it names the run in the ledger. Or use another --out.",
+    "stages/": "Delete it: the stage then looks for its result and makes what is lacking.",
+    "summary.json": "Delete it and run the same command again: it is written anew.",
+    "registry.json": "Delete it and run again: the model is then registered as a new version.",
+    "internal/quality.json": "Delete it and stages/evaluate.json: it is measured anew.",
+}
 INTERNAL = "Measured against private records without a privacy mechanism. Not for release.\n"
 FINAL = ("summary.json", "registry.json", "report.html", "samples.png")
 
@@ -122,11 +130,26 @@ class RunDirectory:
         return self.storage.exists("summary.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Returns a JSON file of the run, empty if there is none yet."""
+        """Returns a JSON file of the run, empty if there is none yet.
+
+        Raises:
+          CheckpointError: it is torn; says what becomes of the run without it.
+        """
         try:
-            content: dict[str, Any] = json.loads(self.storage.read(name))
+            content = json.loads(self.storage.read(name))
         except StorageMissing:
             return {}
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.storage.uri}/{name} is torn. {_without(name)}")
+        return content
+
+    def need_json(self, name: str) -> dict[str, Any]:
+        """Returns a JSON file that a finished stage has written; a missing one is an error too."""
+        content = self.read_json(name)
+        if not content:
+            raise CheckpointError(f"{self.storage.uri}/{name} is missing. {_without(name)}")
         return content
 
     def write_json(self, name: str, content: Mapping[str, Any], *, private: bool = False) -> None:
@@ -135,7 +158,13 @@ class RunDirectory:
         (self._own if private else self.storage).write(name, text.encode() + b"\n")
 
     def is_done(self, stage: str) -> bool:
-        return bool(self.read_json(f"stages/{stage}.json").get("done"))
+        marker = self.read_json(f"stages/{stage}.json")
+        if marker.get("run", self.run) != self.run:
+            raise CheckpointError(
+                f"{self.storage.uri}/stages/{stage}.json is of run {marker['run']!r}, this is "
+                f"{self.run!r}. {_WITHOUT['stages/']}"
+            )
+        return bool(marker.get("done"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -148,7 +177,7 @@ class RunDirectory:
             done = True
         finally:
             seconds = round(before + monotonic() - start, 3)
-            self.write_json(marker, {"done": done, "seconds": seconds})
+            self.write_json(marker, {"done": done, "seconds": seconds, "run": self.run})
 
     def seconds(self, stages: list[str]) -> dict[str, float]:
         """Returns the time that each of these stages took, as far as it is known."""
@@ -157,6 +186,11 @@ class RunDirectory:
 
     def _admit(self, recipe: Recipe) -> None:
         text = to_yaml(recipe).encode()
+        if self.storage.exists("run.json") and not self.storage.exists("config.yaml"):
+            raise CheckpointError(
+                f"{self.storage.uri} holds a run, but not the config.yaml that it was begun with. "
+                "Restore it from a backup, or use another --out."
+            )
         try:
             self.storage.create("config.yaml", text)
             return
@@ -187,7 +221,12 @@ class RunDirectory:
         try:
             self.storage.create("run.json", json.dumps(fresh).encode())
         except AlreadyExists:
-            return str(self.read_json("run.json")["run"])
+            name = self.read_json("run.json").get("run")
+            if not isinstance(name, str):
+                raise CheckpointError(
+                    f"{self.storage.uri}/run.json names no run. {_WITHOUT['run.json']}"
+                ) from None
+            return name
         return fresh["run"]
 
 
@@ -228,6 +267,11 @@ def _is_free(key: str, before: Any) -> bool:
     if key == "runtime.debug":
         return not before  # What a debug run has logged stays logged: it is never released (P9).
     return bool({key.partition(".")[0], key} & set(FREE))
+
+
+def _without(name: str) -> str:
+    known = (text for part, text in _WITHOUT.items() if name.startswith(part))
+    return next(known, "Restore it from a backup, or use another --out.")
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

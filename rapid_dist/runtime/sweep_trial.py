@@ -162,6 +162,7 @@ def _open(
         versions=results.versions(),
         report=figures.on_report,
         note=figures.note,
+        run=directory.run,
     )
     return context, _stages(recipe, public=job.score_noise is None), directory
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from moto.server import ThreadedMotoServer
 
-from rapid_dist.errors import ConfigError, LedgerError
+from rapid_dist.errors import ConfigError, LedgerError, StorageError
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.storage import (
@@ -155,7 +155,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_rest(tmp_path: Path) -
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match=r"entry cannot be written \(No space.*same command"):
         LocalStorage(tmp_path, sync=full_disk).write("entry", b"new")
     assert (tmp_path / "entry").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["entry"]
