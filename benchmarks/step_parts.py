@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from networks import networks
+from networks import Network, networks
 
 from rapid_dist.collective import Collective, SingleProcess, TorchCollective
 from rapid_dist.data.images import ImageSpec, PrivateImages
@@ -74,9 +74,11 @@ class Clock:
         self.beside: dict[str, list[float]] = defaultdict(list)
         self.seconds: list[dict[str, float]] = []
         self.bytes: list[int] = []
+        self.processor: list[float] = []  # Seconds of all threads of this process, at each begin.
         self.begin()
 
     def begin(self) -> None:
+        self.processor.append(time.process_time())
         self.seconds.append(defaultdict(float))
         self.bytes.append(0)
         self.started = self.now()
@@ -134,11 +136,25 @@ class _Keeper:
         self._ledger.append("step", "benchmark", attempt=self.number, step=step, event=event)
 
 
-def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[str, Any]:
-    """Runs the steps on one worker and returns medians: seconds of parts, of a step, bytes."""
+def run_worker(
+    setting: Setting,
+    collective: Collective,
+    folder: Path,
+    keeper: Any = None,
+    told: Callable[[dict[str, float]], None] = lambda metrics: None,
+    network: Network | None = None,
+) -> dict[str, Any]:
+    """Runs the steps on one worker and returns medians: seconds of parts, of a step, bytes.
+
+    Args:
+      folder: of this worker, or of all of them where they are of one machine.
+      keeper: who charges; by default one that writes a ledger in ``folder``.
+      told: is given what the loop reports of every step.
+      network: another than the setting's.
+    """
     torch.set_num_threads(setting.threads)
     keep_freed_memory()
-    network = networks()[setting.network]
+    network = network or networks()[setting.network]
     network = network.small() if setting.small else network
     denoiser = network.open(setting.device)
     spec = ImageSpec(
@@ -197,8 +213,9 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
     def on_step(metrics: dict[str, float]) -> None:
         took = clock.now() - clock.started
         clock.seconds[-1]["update"] = took - sum(clock.seconds[-1].values())
+        told(metrics)
 
-    keeper: Any = _Keeper(Ledger.open(str(folder / "ledger"), "random"), mechanism)
+    keeper = keeper or _Keeper(Ledger.open(str(folder / "ledger"), "random"), mechanism)
     watched_keeper: Any = _Watched(keeper, clock, {"charge": "charge"})
     watched: Any = _Watched(collective, clock, {"sum_": "reduce"})
     train_private(
@@ -214,7 +231,10 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
         sampler_type=Sampler,
         new_key=lambda: SecretKey(bytes(range(32))),  # The same batches for any number of workers.
     )
+    clock.begin()
+    clock.seconds.pop()
     measured = clock.seconds[2:]  # After what came before the first step, and the first step.
+    processor = np.diff(clock.processor[2:])
     parts = {part: median(step[part] for step in measured) for part in PARTS}
     step_seconds = median(sum(step.values()) for step in measured)
     return {
@@ -222,6 +242,7 @@ def run_worker(setting: Setting, collective: Collective, folder: Path) -> dict[s
         "noise alone": _noise_alone(mechanism, flat_size(denoiser), setting.device),
         **{name: median(clock.beside[name] or [0.0]) for name in BESIDE[1:]},
         "step": step_seconds,
+        "processor seconds": float(median(processor)),
         "rows per second": setting.batch * setting.draws / step_seconds,
         "reduced bytes": max(clock.bytes),
         "values": flat_size(denoiser),

@@ -336,6 +336,7 @@ def s3_client(*, retries: dict[str, Any] | None = None, **options: Any) -> Any:
         connect_timeout=_CONNECT_SEC,
         read_timeout=_ANSWER_SEC,
         retries={"mode": "standard", **tries, **(retries or {})},
+        max_pool_connections=32,  # A ledger is read by 16 threads, and boto3 keeps 10 without this.
     )
     own = options.pop("config", None)
     return boto3.client("s3", config=config.merge(own) if own else config, **options)

@@ -312,9 +312,13 @@ class TrainTask:
         return find
 
 
+def asks_in_training(settings: MethodSettings) -> bool:
+    """Whether private records are looked up in the knowledge base while DP-SGD runs."""
+    return settings.train.mode == "surrogate" and settings.train.surrogate == "query"
+
+
 def _private_searcher(context: RunContext) -> Searcher | None:
-    train = context.settings.train
-    if train.mode != "surrogate" or train.surrogate != "query":
+    if not asks_in_training(context.settings):
         return None
     name = artifacts.knowledge_base_name(context.settings)
     return context.backend.private_searcher(context.public.child(name))

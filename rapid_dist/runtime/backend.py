@@ -3,6 +3,7 @@
 Both give the same result. Neither holds anything of a run but the actors it has started.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,16 +58,16 @@ class KeeperMaker:
         )
 
 
-def needs(runtime: RuntimeConfig) -> Needs:
-    """Returns what the busiest stage asks of a cluster; stages follow one another."""
-    training = runtime.workers * runtime.threads_per_worker
-    searching = runtime.search_actors * runtime.search_replicas
-    beside = searching if runtime.search == "sharded" else 0  # Of training: it asks them.
-    busiest = max(training + beside, runtime.trajectory_actors, searching)
-    processes = max(runtime.workers + beside, runtime.trajectory_actors, searching)
+def needs(runtime: RuntimeConfig, *, beside: bool | None = None) -> Needs:
+    """Returns what the busiest stage asks of a cluster; stages follow one another.
+
+    Args:
+      beside: whether searchers stand beside training; by default where they are set to.
+    """
+    each = phases(runtime, beside=beside)
     return Needs(
-        cpus=busiest,
-        memory_gb=processes * runtime.memory_gb,
+        cpus=max(math.ceil(sum(role.count * role.cpus for role in phase)) for phase in each),
+        memory_gb=max(sum(role.count * role.memory_gb for role in phase) for phase in each),
         gpus=runtime.workers if runtime.device == "cuda" else 0,
     )
 

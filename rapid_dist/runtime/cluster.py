@@ -31,6 +31,13 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Train would move its workers to a folder it throws away.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# Of the process that starts a head. A host that is cut off answers nothing, so each of Ray's looks
+# takes its whole timeout: with its own settings 5 of 10 s, 3 s apart, and with these half a minute.
+HEAD_ENVIRONMENT = {
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "4000",
+}
 # On a cluster that is joined, a node that is lost may be replaced by a machine that has to start
 # first. Train waits a minute for it, three times, and then fails the stage.
 PATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}

@@ -8,6 +8,7 @@ queries are not timed. Gauges are made on first use, for Ray wants to be connect
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -141,5 +142,9 @@ class EpsilonWatch:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._ended.set()
+        if kind is None:  # A run shorter than a look has its epsilon told as well.
+            self._thread.join()
+            with suppress(Exception):
+                self.look()

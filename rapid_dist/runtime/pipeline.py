@@ -35,6 +35,7 @@ from rapid_dist.runtime.metrics_log import JsonProgress, wants_json
 from rapid_dist.runtime.placement_roles import phases, placement_told
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_lineage, record_results
+from rapid_dist.runtime.room import searchers_beside
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 from rapid_dist.runtime.signals import stop_on_sigterm
 from rapid_dist.runtime.submit_metadata import note_in_job
@@ -79,15 +80,16 @@ class Prepared:
 
     def described(self) -> dict[str, Any]:
         """Returns the whole configuration, the privacy plan and the resources."""
-        asked = needs(self.recipe.runtime)
+        runtime = self.recipe.runtime
+        beside = searchers_beside(self.settings, runtime)
         return {
             "recipe": to_tree(self.recipe),
             "promise": catalog.promise_of(self.settings),
             "plan": self.told_plan,
             "places": asdict(self.places),
             "stages": [stage.name for stage in self.stages],
-            "resources": {"backend": self.recipe.runtime.backend, **asdict(asked)},
-            "placement": placement_told(self.recipe.runtime),
+            "resources": {"backend": runtime.backend, **asdict(needs(runtime, beside=beside))},
+            "placement": placement_told(runtime, beside=beside),
         }
 
 
@@ -155,11 +157,12 @@ def _run(
     with ExitStack() as open_things:
         if recipe.runtime.backend == "ray":
             runtime = recipe.runtime
+            beside = searchers_beside(prepared.settings, runtime, prepared.places.public)
             open_things.enter_context(
                 session(
-                    needs(runtime),
+                    needs(runtime, beside=beside),
                     debug=runtime.debug,
-                    roles=phases(runtime),
+                    roles=phases(runtime, beside=beside),
                     scale_minutes=runtime.scale_minutes,
                 )
             )

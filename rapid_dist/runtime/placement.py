@@ -102,3 +102,17 @@ def choose_search(
     if copy_gb <= memory_gb:
         return SearchChoice(kind="replicated", reason=f"it fits each process: {said}")
     return SearchChoice(kind="sharded", reason=f"it does not fit one process: {said}")
+
+
+def stands_beside(
+    setting: Literal["auto", "replicated", "sharded"], manifest: Manifest | None, memory_gb: float
+) -> bool:
+    """Whether a run that asks while it trains has to have room for searchers beside its workers.
+
+    Args:
+      manifest: of the knowledge base, None where it is yet to be made: then ``auto`` may decide
+        either way, and room is looked for.
+    """
+    if manifest is None:
+        return setting != "replicated"
+    return choose_search(setting, manifest, memory_gb).kind == "sharded"

@@ -47,12 +47,16 @@ class Role:
 Phase = tuple[Role, ...]  # Roles that run beside each other.
 
 
-def phases(runtime: RuntimeConfig, device: str | None = None) -> tuple[Phase, ...]:
+def phases(
+    runtime: RuntimeConfig, device: str | None = None, *, beside: bool | None = None
+) -> tuple[Phase, ...]:
     """Returns the roles of a run, phase after phase.
 
     Args:
       device: where training computes, once that is known; ``auto`` asks for no GPU until then.
+      beside: whether searchers stand beside training; by default where they are set to.
     """
+    beside = runtime.search == "sharded" if beside is None else beside
     device = device or runtime.device
     training = Role(
         name="training",
@@ -79,8 +83,7 @@ def phases(runtime: RuntimeConfig, device: str | None = None) -> tuple[Phase, ..
         labels=runtime.search_labels or runtime.actor_labels,
         resources=runtime.actor_resources,
     )
-    beside = (searching,) if runtime.search == "sharded" else ()
-    return ((training, *beside), (building,), (searching,))
+    return ((training, searching) if beside else (training,), (building,), (searching,))
 
 
 def actor_place(role: Role) -> ActorPlacement:
@@ -111,7 +114,7 @@ def assign(phase: Phase, nodes: list[dict[str, Any]]) -> dict[str, list[str]] | 
         for number in range(role.count):
             able = [node for node in left if not lacks(role.wanted, role.labels, [node])]
             if not able:
-                return _told_misfit(role, number, nodes)
+                return _told_misfit(phase, role, number, nodes)
             node = max(able, key=lambda one: one["Resources"].get("CPU", 0.0))
             for name, amount in role.wanted.items():
                 node["Resources"][name] -= amount
@@ -119,7 +122,7 @@ def assign(phase: Phase, nodes: list[dict[str, Any]]) -> dict[str, list[str]] | 
     return found
 
 
-def _told_misfit(role: Role, number: int, nodes: list[dict[str, Any]]) -> str:
+def _told_misfit(phase: Phase, role: Role, number: int, nodes: list[dict[str, Any]]) -> str:
     alone = lacks(role.wanted, role.labels, nodes)
     if alone is not None:  # Not even one would fit an empty cluster.
         return f"Role {role.name}: {alone}"
@@ -128,9 +131,12 @@ def _told_misfit(role: Role, number: int, nodes: list[dict[str, Any]]) -> str:
         "trajectories": "runtime.trajectory_actors or runtime.memory_gb",
         "search": "runtime.search_actors, runtime.search_replicas or runtime.memory_gb",
     }[role.name]
+    is_beside = role.name == "search" and len(phase) > 1
     return (
-        f"Role {role.name} needs {role.told()}; the cluster has room for {number} of them. "
-        f"Lower {settings}, or add a node."
+        f"Role {role.name} needs {role.told()}{', beside training' if is_beside else ''}; the "
+        f"cluster has room for {number} of them. Lower {settings}, "
+        f"{'set runtime.search to replicated if a copy fits, ' if is_beside else ''}"
+        "or add a node."
     )
 
 
@@ -159,9 +165,13 @@ def bundles(all_phases: Sequence[Phase]) -> tuple[list[dict[str, float]], list[d
     return [role.wanted for role in wanted], [dict(role.labels) for role in wanted]
 
 
-def placement_told(runtime: RuntimeConfig) -> dict[str, str]:
+def placement_told(runtime: RuntimeConfig, *, beside: bool | None = None) -> dict[str, str]:
     """Returns every role of a run in a line, for whoever asks before it starts."""
     if runtime.backend == "process":
         return {"driver": "everything in one process"}
-    told = {role.name: role.told() for phase in phases(runtime) for role in phase}
+    first, *others = phases(runtime, beside=beside)
+    told = {role.name: role.told() for phase in others for role in phase}
+    told |= {role.name: role.told() for role in first}
+    if len(first) > 1:
+        told["search"] += ", beside training"
     return {"driver": "with the ledger's keeper, on the node that runs the command or job", **told}

@@ -29,6 +29,7 @@ from rapid_dist.storage import open_storage
 
 BATCH = 256  # Queries of one call at most: bounds an actor's memory, and no answer depends on it.
 PRIVATE_BYTES = 48 * 1024  # Of a private call or answer; Ray keeps up to 100 KiB off its store.
+PATIENCE_SEC = 600.0  # For actors to find a place: a lost node may be replaced meanwhile.
 _IN_FLIGHT = 2  # Pieces asked of a replica at once: one is searched while the next one travels.
 _ANSWER_BYTES = 12  # Of a distance and an id.
 
@@ -42,6 +43,9 @@ class _Searcher:
         self._storage_uri, self._fingerprint = storage_uri, manifest_fingerprint
         self._places, self._on_gpu = places, on_gpu
         self._opened: tuple[ShardSearcher, ShardImages] | None = None
+
+    def ready(self) -> None:
+        """Answers once the actor has a place."""
 
     def open(self) -> int:
         """Opens all shards and returns the number of entries."""
@@ -82,6 +86,7 @@ class SearchPool:
         replicas: int = 1,
         place: ActorPlacement | None = None,
         max_restarts: int = 16,
+        patience_sec: float = PATIENCE_SEC,
         private: bool = False,
         observe: Callable[[float, int], None] | None = None,
     ) -> None:
@@ -92,6 +97,7 @@ class SearchPool:
           replicas: whole copies, for throughput.
           place: what each actor needs of its node; FAISS uses as many threads as CPUs.
           max_restarts: deaths that each actor survives, and tries of each call.
+          patience_sec: how long to wait for all actors to have a place.
           private: whether queries and answers must not touch Ray's object store.
           observe: is told of every piece how many seconds its answer took, and how many pieces
             wait. Not of private queries: how long one takes is theirs (P9).
@@ -127,6 +133,7 @@ class SearchPool:
             for _ in range(replicas)
         ]
         try:
+            self._await_places(place, patience_sec)
             opening = [[actor.open.remote() for actor in group] for group in self._groups]
             held = [sum(self._fetched(refs)) for refs in opening]
         except RayActorError as error:
@@ -136,6 +143,17 @@ class SearchPool:
             self.close()
             raise
         assert held == [self.manifest.num_entries] * replicas
+
+    def _await_places(self, place: ActorPlacement, patience_sec: float) -> None:
+        """Refuses, after a while, actors that the cluster has no room for: Ray would wait."""
+        asked = [actor.ready.remote() for group in self._groups for actor in group]
+        _, waiting = ray.wait(asked, num_returns=len(asked), timeout=patience_sec)
+        if waiting:
+            raise ShardError(
+                f"{len(waiting)} of {len(asked)} search actors have found no place for "
+                f"{patience_sec:g} seconds; each needs {place.num_cpus:g} CPU. Lower "
+                "runtime.search_actors or runtime.search_replicas, or add a node."
+            )
 
     def __len__(self) -> int:
         return self.manifest.num_entries

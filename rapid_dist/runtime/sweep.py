@@ -42,6 +42,7 @@ from rapid_dist.runtime.chosen import hand_over, note_chosen, score_run
 from rapid_dist.runtime.cluster import Needs, cluster_resources, session
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress
+from rapid_dist.runtime.room import searchers_beside
 from rapid_dist.runtime.run_directory import Places, places, require_writable
 from rapid_dist.runtime.signals import stop_on_sigterm
 from rapid_dist.runtime.sweep_book import Book, Trial
@@ -155,7 +156,8 @@ def _run_trials(prepared: PreparedSweep, book: Book, progress: Progress) -> None
             progress.update("trials", ended, max(len(trials), recipe.sweep.num_trials))
 
     if recipe.runtime.backend == "ray":
-        run_on_tune(book, recipe.sweep, recipe.runtime, cluster_resources(), changed)
+        beside = searchers_beside(method_settings(recipe), recipe.runtime)
+        run_on_tune(book, recipe.sweep, recipe.runtime, cluster_resources(), changed, beside=beside)
     else:
         while (job := book.next()) is not None:
             try:
@@ -330,7 +332,7 @@ def _home(prepared: PreparedSweep) -> Storage:
 def _needs(recipe: Recipe) -> Needs:
     if recipe.sweep.runner == "process":
         return Needs(cpus=max(recipe.runtime.threads_per_worker, os.cpu_count() or 1))
-    return needs(recipe.runtime)
+    return needs(recipe.runtime, beside=searchers_beside(method_settings(recipe), recipe.runtime))
 
 
 def _declare(prepared: PreparedSweep, storage: Storage) -> str:

@@ -44,16 +44,19 @@ def run_on_tune(
     runtime: RuntimeConfig,
     resources: Mapping[str, float],
     on_change: Callable[[], None],
+    *,
+    beside: bool = False,
 ) -> None:
     """Runs trials until the book has no more; a connection to Ray is there.
 
     Args:
       resources: what the cluster has, by Ray's names.
       on_change: called whenever the book has changed.
+      beside: whether a trial has searchers beside its training workers.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    at_once = max_concurrent(config, runtime, resources)
+    at_once = max_concurrent(config, runtime, resources, beside=beside)
     storage = tempfile.mkdtemp(prefix="rapid-tune-")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # It misses files that nobody wants.
     own = config.runner == "process" or runtime.backend == "process"
@@ -82,7 +85,11 @@ def run_on_tune(
 
 
 def max_concurrent(
-    config: SweepConfig, runtime: RuntimeConfig, resources: Mapping[str, float]
+    config: SweepConfig,
+    runtime: RuntimeConfig,
+    resources: Mapping[str, float],
+    *,
+    beside: bool = False,
 ) -> int:
     """Returns how many trials the cluster holds at once, by its CPUs, memory and GPUs.
 
@@ -94,7 +101,7 @@ def max_concurrent(
     if config.runner == "process" or runtime.backend == "process":
         cpus, memory, gpus = runtime.threads_per_worker, runtime.memory_gb, 0
     else:
-        asked = needs(runtime)
+        asked = needs(runtime, beside=beside)
         cpus, memory, gpus = asked.cpus, asked.memory_gb, asked.gpus
     fits = [resources.get("CPU", 0.0) / cpus]
     if memory and "memory" in resources:

@@ -255,6 +255,16 @@ def test_a_killed_search_actor_answers_the_same_after_its_restart(alone):
             assert _process_of(actor) != victim
 
 
+def test_more_search_actors_than_there_is_room_for_are_given_up_in_one_line(alone):
+    four = ActorPlacement(num_cpus=4.0)  # One of them fits the cluster's six CPUs.
+    with pytest.raises(ShardError, match="of 2 search actors have found no place") as refused:
+        SearchPool(alone.uri, num_actors=2, place=four, patience_sec=2.0)
+    assert "\n" not in str(refused.value)
+    assert "Lower runtime.search_actors" in str(refused.value)
+    with SearchPool(alone.uri, num_actors=1, place=four) as pool:  # Both have left.
+        assert len(pool) > 0
+
+
 def test_a_search_actor_that_may_not_restart_is_reported(alone):
     with SearchPool(alone.uri, num_actors=2, place=HALF, max_restarts=0) as pool:
         os.kill(_process_of(pool._groups[0][0]), signal.SIGKILL)

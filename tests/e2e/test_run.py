@@ -1,12 +1,16 @@
 """A whole run, as small as it can be: every stage, what comes out, and running it again."""
 
 import json
+import re
 import shutil
 import stat
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from mlflow import MlflowClient
 
 from rapid_dist.config import Recipe, load_recipe
@@ -16,6 +20,7 @@ from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.run_directory import open_ledger
 
+GRAFANA = Path(__file__).resolve().parents[2] / "cluster" / "grafana.json"
 TINY = [
     "data.public.0.count=600",
     "network.widths=[16, 16]",
@@ -216,3 +221,19 @@ def test_the_whole_run_also_works_on_ray(
     found = json.loads((tmp_path / "a" / "internal" / "contamination.json").read_text())
     assert (found["units"]["all"], found["train"]["sources"][0]["images"]) == (1432, 600)
     assert summary["registry"]["aliases"] == ["candidate"]
+    shown = set(re.findall(r"ray_rapid_dist_\w+", GRAFANA.read_text()))
+    assert len(shown) >= 8
+    deadline = time.monotonic() + 120  # Ray hands numbers on every ten seconds.
+    while not (told := _exported()) >= shown:
+        assert time.monotonic() < deadline, shown - told
+        time.sleep(1)
+
+
+def _exported() -> set[str]:
+    """Returns the names of all our metrics that Ray's nodes tell Prometheus."""
+    told: set[str] = set()
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        place = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        with urllib.request.urlopen(place, timeout=30) as answer:
+            told |= set(re.findall(r"^(ray_rapid_dist_\w+)\{", answer.read().decode(), re.M))
+    return told

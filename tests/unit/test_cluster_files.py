@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rapid_dist.config import load_recipe
+from rapid_dist.runtime.cluster import HEAD_ENVIRONMENT
 from rapid_dist.runtime.placement_roles import misfit, phases
 from rapid_dist.runtime.submit_command import Command
 
@@ -169,6 +170,17 @@ def test_the_gpu_image_has_one_faiss_of_the_pinned_version() -> None:
     dockerfile = (ROOT / "cluster" / "Dockerfile.gpu").read_text()
     assert "pip uninstall -y faiss-cpu" in dockerfile
     assert re.findall(r"--no-deps faiss-gpu==(\S+)", dockerfile) == [PINS["faiss-cpu"]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cluster/Dockerfile.cpu", "cluster/Dockerfile.gpu", "cluster/up.sh", "ray-cluster.yaml"],
+)
+def test_every_head_gives_up_a_node_that_is_cut_off_as_soon_as_the_one_of_the_tests(name) -> None:
+    text = (ROOT / name).read_text()
+    assert {setting: re.findall(rf"\b{setting}=(\d+)", text) for setting in HEAD_ENVIRONMENT} == {
+        setting: [value] for setting, value in HEAD_ENVIRONMENT.items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

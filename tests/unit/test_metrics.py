@@ -99,6 +99,24 @@ def test_epsilon_is_the_ledgers_and_is_computed_only_when_something_was_charged(
     assert len(opened) == 1
 
 
+def test_a_run_shorter_than_a_look_tells_its_epsilon_and_one_that_fails_looks_no_more(tmp_path):
+    heard = Heard()
+    ledger = Ledger.open(tmp_path, "digits")
+    attempt = ledger.begin_attempt("one")
+    event = GaussianEvent(noise_multiplier=8.0)
+    ledger.append("query", run="one", attempt=attempt, event=event)
+
+    def watch() -> EpsilonWatch:
+        return EpsilonWatch(heard, lambda: Ledger.open(tmp_path, "digits"), "one", 1e-4)
+
+    with pytest.raises(KeyboardInterrupt), watch():
+        raise KeyboardInterrupt
+    assert heard.now == {}
+    with watch():
+        pass
+    assert heard.now["rapid_dist_epsilon", ""] == epsilons([event], 1e-4).reported
+
+
 def test_every_number_of_the_dashboard_is_one_that_is_told():
     dashboard = json.loads(GRAFANA.read_text())
     expressions = " ".join(

@@ -1,5 +1,6 @@
 """The commands of docs/operations.md are run as far as they can be without a cloud: dry."""
 
+import json
 import os
 import re
 import shlex
@@ -11,8 +12,16 @@ import pytest
 from rapid_dist.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+RELEASING = "Releasing"
 TEXT = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 DRY = ("run", "pretrain", "index", "train", "evaluate", "sweep")
+TINY = [
+    "data.public.0.count=600", "network.widths=[16, 16]", "pretrain.steps=4", "contrast.steps=2",
+    "knowledge_base.clusters=20", "adapt.steps=2", "privacy.steps=4", "privacy.expected_batch=32",
+    "sampling.count=40", "sampling.late_intervals=3", "sampling.early_intervals=2",
+    "evaluation.classifiers.steps=5", "evaluation.classifiers.logistic_iterations=5",
+    "evaluation.controls=false", "runtime.backend=process",
+]  # fmt: skip
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -60,6 +69,31 @@ def test_every_job_of_the_document_would_be_sent(words, monkeypatch, capsys) -> 
 def test_every_run_of_the_document_can_be_planned(words, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*words, "--dry-run"]) == 0
+
+
+def _section(title: str) -> str:
+    return TEXT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own.
+def test_the_release_of_the_document_is_made_by_its_commands(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = [
+        [word.replace("~", str(tmp_path)) for word in words] for words in _ours(_section(RELEASING))
+    ]
+    kinds = ["audit", "release", "release keygen", "release", "release verify", "release list"]
+    assert [" ".join(w for w in words[:2] if w[0] != "-") for words in commands][:6] == kinds
+    (tmp_path / "keys").mkdir(mode=0o700)
+    changes = [word for change in TINY for word in ("--set", change)]
+    assert main(["run", "--recipe", "digits", *changes, "--out", "runs/digits"]) == 0
+    for words in commands:
+        assert main(words) == 0, capsys.readouterr().err
+    facts = json.loads((tmp_path / "runs" / "digits" / "release.json").read_text())
+    assert facts["name"] == "rapid-dist-digits"
+    assert main(commands[3]) == 4  # What was withdrawn is not released again.
+    assert "withdrawn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", SCRIPTS, ids=lambda words: " ".join(words)[:60])

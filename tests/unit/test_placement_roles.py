@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from rapid_dist.config import RuntimeConfig, load_recipe
+from rapid_dist.config import RuntimeConfig, load_recipe, method_settings
+from rapid_dist.methods import artifacts
+from rapid_dist.public.build import build_knowledge_base
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.placement_roles import (
     Role,
@@ -16,6 +18,9 @@ from rapid_dist.runtime.placement_roles import (
     placement_told,
     unsafe_driver,
 )
+from rapid_dist.runtime.room import searchers_beside
+from rapid_dist.storage import LocalStorage
+from tests.knowledge import embedders, knowledge_base_spec, reference_images
 
 
 def _node(name: str, cpus: float, gpus: float = 0, gb: float = 64, **labels: str) -> dict[str, Any]:
@@ -86,6 +91,49 @@ def test_sharded_search_has_to_fit_beside_training():
     assert misfit(phases(runtime), [_node("a", 2)]) is not None
     assert misfit(phases(runtime), [_node("a", 3)]) is None
     assert misfit(phases(RuntimeConfig(workers=2)), [_node("a", 2)]) is None
+
+
+ASKS = ["train.mode=surrogate", "train.surrogate=query"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], False),  # Nothing is looked up while it trains.
+        (["runtime.search=sharded"], False),
+        (ASKS, True),  # By its size, which nobody knows before it is made.
+        ([*ASKS, "runtime.search=replicated"], False),
+        ([*ASKS, "runtime.search=sharded"], True),
+        ([*ASKS, "method=references"], False),
+    ],
+)
+def test_searchers_are_counted_beside_training_where_training_may_ask_them(options, expected):
+    recipe = load_recipe("digits", options)
+    assert searchers_beside(method_settings(recipe), recipe.runtime) is expected
+    described = pipeline.prepare(recipe, "out").described()
+    assert described["resources"]["cpus"] == (3 if expected else 2)
+    assert described["placement"]["search"].endswith(", beside training") is expected
+
+
+def test_a_knowledge_base_that_is_there_decides_by_its_size(tmp_path):
+    recipe = load_recipe("digits", ASKS)
+    settings = method_settings(recipe)
+    place = LocalStorage(tmp_path).child(artifacts.knowledge_base_name(settings))
+    build_knowledge_base(reference_images(), knowledge_base_spec(), embedders()[0], place)
+    unfinished = searchers_beside(settings, recipe.runtime, str(tmp_path))
+    artifacts.mark_done(place)
+    assert unfinished
+    assert not searchers_beside(settings, recipe.runtime, str(tmp_path))
+    small = recipe.runtime.model_copy(update={"memory_gb": 1e-6})
+    assert searchers_beside(settings, small, str(tmp_path))
+
+
+def test_searchers_without_room_beside_training_are_refused_with_the_way_out():
+    line = misfit(phases(RuntimeConfig(workers=2), beside=True), [_node("a", 2)])
+    assert line is not None
+    assert "beside training; the cluster has room for 0" in line
+    assert "runtime.search to replicated" in line
+    assert misfit(phases(RuntimeConfig(workers=2), beside=True), [_node("a", 3)]) is None
 
 
 def test_labels_of_one_kind_win_over_those_of_all_actors():

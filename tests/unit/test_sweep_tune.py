@@ -32,6 +32,13 @@ def test_as_many_trials_run_at_once_as_the_scarcest_resource_holds(
     assert _at_once(*overrides, **resources) == expected
 
 
+def test_a_trial_with_searchers_beside_it_takes_more_of_the_cluster() -> None:
+    recipe = load_recipe("digits", ["runtime.workers=2"])
+    config, runtime = recipe.sweep, recipe.runtime
+    assert max_concurrent(config, runtime, {"CPU": 8.0}) == 4
+    assert max_concurrent(config, runtime, {"CPU": 8.0}, beside=True) == 2
+
+
 def test_more_at_once_than_there_is_room_for_is_refused_and_not_waited_for() -> None:
     with pytest.raises(ConfigError, match="the cluster holds 1 at once"):
         _at_once("sweep.concurrent=2", CPU=2.0)

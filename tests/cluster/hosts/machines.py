@@ -13,14 +13,22 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rapid_dist.runtime.cluster import ENVIRONMENT
+from rapid_dist.runtime.cluster import ENVIRONMENT, HEAD_ENVIRONMENT
 from tests.cluster.hosts.network import Host, Network
 
 ROOT = Path(__file__).resolve().parents[3]
 RELAY = Path(__file__).with_name("relay.py")
 PORT, JOBS_PORT = 6379, 8265
+JOBS = f"http://127.0.0.1:{JOBS_PORT}"
 STORE_BYTES = str(80 * 2**20)  # The least that Ray takes.
 START_SEC = 1800.0
+_LIST = f"""
+import json, sys
+from ray.job_submission import JobSubmissionClient
+jobs = [job for job in JobSubmissionClient("{JOBS}").list_jobs() if job.submission_id]
+told = [{{"metadata": job.metadata or {{}}, "status": job.status.value}} for job in jobs]
+json.dump(told, open(sys.argv[1], "w"))
+"""
 
 
 class Machines:
@@ -36,12 +44,22 @@ class Machines:
             # Many nodes start on one machine.
             "RAY_raylet_start_wait_time_s": "1800",
             "RAY_agent_register_timeout_ms": "900000",
+            # Ray's own is 15: whatever else runs on this machine would go before the workers.
+            "RAY_worker_niceness": "0",
             "GLOO_SOCKET_IFNAME": "eth0",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
         }
         self.head = self._new("head")
         self.desk = self._new("desk")
+        self.checkout = self.desk.folder / "checkout"  # What is sent to the cluster.
+        self.check_out("rapid_dist", "jobs", "cluster")
+
+    def check_out(self, *parts: str) -> None:
+        """Gives the desk a copy of these folders of the repository."""
+        unwanted = shutil.ignore_patterns("__pycache__", "results")
+        for part in parts:
+            shutil.copytree(ROOT / part, self.checkout / part, ignore=unwanted)
 
     def _new(self, name: str) -> Host:
         host = self.network.add(name)
@@ -60,8 +78,7 @@ class Machines:
                 *(str(self.head.shared), "--object-store-memory", STORE_BYTES),
             ],
             "ray.log",
-            # A host that is cut off is given up after half a minute; one that is busy is not.
-            {"RAY_health_check_period_ms": "2000", "RAY_health_check_failure_threshold": "15"},
+            HEAD_ENVIRONMENT,
         )
         self._tunnel()
 
@@ -88,17 +105,10 @@ class Machines:
         self, words: list[str], log: str, environment: Mapping[str, str] | None = None
     ) -> "subprocess.Popen[bytes]":
         """Starts a command of this checkout at the desk."""
-        checkout = self.desk.folder / "checkout"
-        if not checkout.exists():  # What is sent to the cluster; the desk's own copy.
-            checkout.mkdir()
-            for part in ("rapid_dist", "jobs", "cluster"):
-                shutil.copytree(
-                    ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__")
-                )
         return self.desk.start(
-            ["sh", "-c", 'cd "$0" && exec "$@"', str(checkout), *words],
+            ["sh", "-c", 'cd "$0" && exec "$@"', str(self.checkout), *words],
             log,
-            {"PYTHONPATH": str(checkout), **(environment or {})},
+            {"PYTHONPATH": str(self.checkout), **(environment or {})},
         )
 
     def run(self, words: list[str], log: str) -> int:
@@ -107,6 +117,17 @@ class Machines:
 
     def submit(self, log: str, *words: str) -> "subprocess.Popen[bytes]":
         return self.command([sys.executable, "-m", "rapid_dist.cli", "submit", *words], log)
+
+    def ray_submit(self, log: str, *words: str) -> "subprocess.Popen[bytes]":
+        """Submits by Ray's own command; ``words`` are its options, ``--``, and the script's."""
+        own = ["ray", "job", "submit", "--address", JOBS, "--working-dir", "."]
+        return self.command([*own, *words], log)
+
+    def jobs(self) -> str:
+        """Returns what the jobs API says of all submitted jobs, as JSON."""
+        place = self.desk.folder / "jobs.json"
+        assert self.run([sys.executable, "-c", _LIST, str(place)], "jobs.log") == 0
+        return place.read_text()
 
 
 def await_started(*hosts: Host) -> None:

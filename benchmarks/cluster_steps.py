@@ -1,0 +1,161 @@
+"""The job of benchmarks/cluster.py: steps of private training, in a plain process and on Ray.
+
+    ray job submit --working-dir . -- python benchmarks/cluster_steps.py --storage s3://bucket/runs
+
+For one worker, then two, and so on, a plain process and the workers take the same steps in turn.
+The loop, its ledger in the bucket and its network are the same in both; on Ray the keeper is an
+actor beside the driver, and every step is reported to it. The last line of stdout is JSON.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from step_parts import Setting, run_worker
+
+from rapid_dist.collective import Collective, SingleProcess
+from rapid_dist.privacy.keeper import LedgerKeeper
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdEvent
+from rapid_dist.privacy.settings import Budget
+from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.keeper_client import keep_beside_driver
+from rapid_dist.runtime.train_workers import RayWorkers
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeeperOf:
+    """Opens the keeper of a ledger in the bucket, where it is called."""
+
+    storage: str
+    run: str
+    steps: int
+
+    def __call__(self) -> LedgerKeeper:
+        event = DpSgdEvent(sample_rate=1 / 8, noise_multiplier=1.0, steps=1)
+        budget = Budget(epsilon=1000.0, delta=1e-5)
+        ledger = Ledger.open(f"{self.storage}/ledger", "random")
+        return LedgerKeeper(ledger, self.run, budget, event, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """What every worker does; rank 0 reports the sum of all workers' processor seconds."""
+
+    setting: Setting
+    keeper: Any
+
+    def __call__(self, collective: Collective, report: Callable[..., None]) -> None:
+        def told(metrics: dict[str, float]) -> None:
+            report({"step": metrics["step"], "steps": self.setting.steps + 1})
+
+        with tempfile.TemporaryDirectory() as folder:
+            found = run_worker(self.setting, collective, Path(folder), self.keeper, told)
+        processor = torch.tensor([found["processor seconds"]], dtype=torch.float64)
+        collective.sum_(processor)
+        report({"step": 1, "steps": 1, "seconds": found["step"], "processor": float(processor)})
+
+
+def plain(setting: Setting, storage: str, run: str) -> dict[str, float]:
+    """The same steps in a process without Ray."""
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from cluster_steps import in_process\n"
+        "print(json.dumps(in_process(*json.loads(sys.argv[2]))))"
+    )
+    here = str(Path(__file__).parent)
+    asked = json.dumps([setting.network, setting.batch, setting.steps, storage, run])
+    done = subprocess.run(
+        [sys.executable, "-c", code, here, asked], check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def in_process(network: str, batch: int, steps: int, storage: str, run: str) -> dict[str, float]:
+    found: list[dict[str, float]] = []
+    keeper = KeeperOf(storage=storage, run=run, steps=steps + 1)()
+    task = Steps(setting=Setting(network=network, batch=batch, steps=steps), keeper=keeper)
+    task(SingleProcess(), lambda figures: found.append(figures))
+    return found[-1]
+
+
+def new_group() -> tuple[RayWorkers, list[dict[str, float]]]:
+    """Returns workers that are yet to start, and what they will have reported."""
+    reports: list[dict[str, float]] = []
+    workers = RayWorkers(
+        threads=1, max_failures=0, on_report=lambda _, figures: reports.append(figures)
+    )
+    return workers, reports
+
+
+def on_workers(
+    workers: RayWorkers,
+    reports: list[dict[str, float]],
+    setting: Setting,
+    count: int,
+    storage: str,
+    run: str,
+) -> dict[str, float]:
+    keeper = keep_beside_driver(KeeperOf(storage=storage, run=run, steps=setting.steps + 1))
+    task = Steps(setting=setting, keeper=keeper)
+    # Random images: the group may stay, as it does between public stages.
+    workers.run(task, name="train", num_workers=count, private=False)
+    return reports[-1]
+
+
+def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    setting = Setting(network=asked.network, batch=asked.batch, steps=asked.steps)
+    rows = []
+    with session(Needs(cpus=asked.workers)):
+        for count in range(1, asked.workers + 1):
+            workers, reports = new_group()
+            pairs = []
+            for turn in range(asked.repeats):
+                alone = plain(setting, asked.storage, f"plain-{count}-{turn}")
+                run = f"ray-{count}-{turn}"
+                pairs.append(
+                    (alone, on_workers(workers, reports, setting, count, asked.storage, run))
+                )
+            workers.release()
+            of = {
+                f"{way} {figure}": median(pair[place][figure] for pair in pairs)
+                for place, way in enumerate(("plain", "ray"))
+                for figure in ("seconds", "processor")
+            }
+            ratios = [ray["processor"] / alone["processor"] for alone, ray in pairs]
+            walls = [ray["seconds"] / alone["seconds"] for alone, ray in pairs]
+            rows.append(
+                {
+                    "hosts": count,
+                    **of,
+                    "processor ratio": median(ratios),
+                    "ratios": ratios,
+                    "wall ratio": median(walls),
+                    "work per processor second": 1 / median(ratios),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--storage", required=True)
+    parser.add_argument("--network", default="digits")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=3)
+    print(json.dumps(measure(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()
