@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from rapid_dist.data.sources import PrivateSource, PublicSource
 from rapid_dist.diffusion.compute import DeviceName
@@ -44,6 +44,7 @@ from rapid_dist.recipe_files import nearest, override, read_tree, shown, written
 from rapid_dist.release.settings import ReleaseConfig
 from rapid_dist.retrieval.knowledge_base import KnowledgeBaseConfig
 from rapid_dist.retrieval.prior import PriorConfig
+from rapid_dist.secret import MASK, Secret, credentials_in, names_secret, require_plain
 
 
 class _Node(BaseModel):
@@ -103,6 +104,12 @@ class TrackingConfig(_Node):
     """Where runs and models are recorded; MLFLOW_TRACKING_URI stands in for an unset ``uri``."""
 
     uri: str | None = None  # None = a sqlite file beside the run directory.
+    # Of the account, for MLFLOW_TRACKING_USERNAME and ..._PASSWORD where those are not set. The
+    # password as env:NAME or file:PATH; it is in no tree, file or hash of a recipe.
+    username: str | None = None
+    password: Annotated[Secret, PlainValidator(Secret.of)] | None = Field(
+        default=None, exclude=True
+    )
     experiment: str = "rapid-dist"
     model_name: str | None = None  # None = rapid-dist-<recipe>.
     register_models: bool = True  # False: a finished run is no model of the registry.
@@ -197,6 +204,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Returns the recipe that a plain tree describes, or raises ``ConfigError`` in one line."""
+    for dotted, address in credentials_in(tree):
+        require_plain(address, dotted)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -255,7 +264,7 @@ def _in_one_line(error: ValidationError) -> str:
     # A list of which no item is right counts as too short as well.
     first, *more = [one for one in found if one["type"] != "too_short"] or found
     dotted = ".".join(str(part) for part in first["loc"])
-    given = shown(first.get("input"))
+    given = MASK if names_secret(dotted) else shown(first.get("input"))
     kind, message = first["type"], first["msg"]
     if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
         like = nearest(dotted, _settings(Recipe))

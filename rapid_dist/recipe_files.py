@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from rapid_dist.errors import ConfigError
+from rapid_dist.secret import masked
 
 
 def recipe_names() -> list[str]:
@@ -94,8 +95,8 @@ def override(tree: dict[str, Any], text: str, known: Iterable[str]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as an error quotes it: on one line, and not all of a long one."""
-    text = repr(value)
+    """Returns a value as an error quotes it: on one line, masked, and not all of a long one."""
+    text = masked(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

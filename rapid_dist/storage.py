@@ -27,6 +27,7 @@ from urllib3.exceptions import HTTPError
 
 from rapid_dist.errors import ConfigError, StorageError
 from rapid_dist.errors import StorageMissing as StorageMissing
+from rapid_dist.secret import masked, require_plain
 
 _TEMPORARY = ".tmp-"  # Never listed: what a killed process leaves behind.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -37,6 +38,8 @@ S3_TRIES = 8
 _READ_TRIES = 5  # Of a body that breaks off; boto begins none of those again.
 _CONNECT_SEC, _ANSWER_SEC = 10.0, 60.0  # Of one try.
 _QUICK = {"total_max_attempts": 2}  # For a question that only asks whether anybody is there.
+SSE, SSE_KEY = "RAPID_DIST_S3_SSE", "RAPID_DIST_S3_KMS_KEY"  # Environment variables.
+_SSE_KINDS = ("AES256", "aws:kms", "aws:kms:dsse")
 
 
 class AlreadyExists(FileExistsError):
@@ -73,19 +76,23 @@ class Storage(Protocol):
 def open_storage(uri: str | Path, *, private: bool = False) -> Storage:
     """Opens a directory, or a bucket's prefix as ``s3://bucket/prefix``.
 
-    S3 credentials, region and endpoint come from the usual AWS environment.
+    S3 credentials, region and endpoint come from the usual AWS environment, and never with the
+    address. RAPID_DIST_S3_SSE and RAPID_DIST_S3_KMS_KEY say how a bucket is to encrypt what is
+    written.
 
     Args:
       private: local files are readable by their owner only. On S3 that is the bucket's policy.
     """
     text = str(uri)
     if isinstance(uri, str) and "://" in uri:
-        parts = urlsplit(uri)
+        parts = urlsplit(require_plain(uri, "The storage"))
         if parts.scheme == "s3" and parts.netloc:
-            return S3Storage(parts.netloc, parts.path.strip("/"), s3_client())
+            return S3Storage(parts.netloc, parts.path.strip("/"), encrypting(s3_client()))
         if parts.scheme == "file" and not parts.netloc:
             return LocalStorage(Path(parts.path), private=private)
-        raise ConfigError(f"Cannot open storage {text!r}. Give a directory or s3://bucket/prefix.")
+        raise ConfigError(
+            f"Cannot open storage {masked(text)!r}. Give a directory or s3://bucket/prefix."
+        )
     return LocalStorage(Path(text), private=private)
 
 
@@ -105,6 +112,30 @@ def require_reachable(uri: str) -> None:
             f"{uri} does not answer ({_in_one_line(error)}). Check the bucket's name, and "
             "endpoint, region and credentials in the environment (AWS_...)."
         ) from None
+
+
+def encrypting(client: Any) -> Any:
+    """Has a client ask for the server-side encryption that the environment names, at each write.
+
+    Raises:
+      ConfigError: the environment names none that S3 has, or a key without aws:kms.
+    """
+    kind, key = os.environ.get(SSE, ""), os.environ.get(SSE_KEY, "")
+    if not kind and not key:
+        return client  # The bucket's own default.
+    if kind not in _SSE_KINDS or (key and kind == "AES256"):
+        raise ConfigError(
+            f"{SSE}={kind!r} with {SSE_KEY}={key!r} is no encryption of S3. Use "
+            f"{', '.join(_SSE_KINDS)}; a key goes with aws:kms."
+        )
+    asked = {"ServerSideEncryption": kind, **({"SSEKMSKeyId": key} if key else {})}
+
+    def ask(params: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return {**params, **asked}
+
+    for operation in ("PutObject", "CreateMultipartUpload", "CopyObject"):
+        client.meta.events.register(f"provide-client-params.s3.{operation}", ask)
+    return client
 
 
 def sha256_hex(data: bytes) -> str:

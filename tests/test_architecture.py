@@ -16,15 +16,16 @@ MAX_LINES = 400
 
 LAYER = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["ahead", "collective", "installed", "recipe_files", "storage"], 1),
-    **dict.fromkeys(["diffusion", "retrieval", "privacy", "data"], 2),
-    **dict.fromkeys(["public", "private"], 3),
-    **dict.fromkeys(["release", "audit", "evaluation"], 4),
-    "methods": 5,
-    "config": 6,
-    "runtime": 7,
-    "cli": 8,
-    "jobs": 9,
+    **dict.fromkeys(["confined", "environment", "secret"], 1),
+    **dict.fromkeys(["ahead", "collective", "installed", "recipe_files", "storage"], 2),
+    **dict.fromkeys(["diffusion", "retrieval", "privacy", "data"], 3),
+    **dict.fromkeys(["public", "private"], 4),
+    **dict.fromkeys(["release", "audit", "evaluation"], 5),
+    "methods": 6,
+    "config": 7,
+    "runtime": 8,
+    "cli": 9,
+    "jobs": 10,
 }
 
 # A vendor's name and the places (a room's folder or one file) that may import it.

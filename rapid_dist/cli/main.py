@@ -24,7 +24,10 @@ from rapid_dist.cli.stages import add_stages
 from rapid_dist.cli.status import add_status
 from rapid_dist.cli.submit import add_submit
 from rapid_dist.cli.sweep import add_sweep
+from rapid_dist.environment import settle_environment
 from rapid_dist.errors import ConfigError, RapidError
+from rapid_dist.runtime.signals import stop_on_sigterm
+from rapid_dist.secret import masked
 
 INTERRUPTED = 130  # What typer makes of Ctrl-C.
 
@@ -33,8 +36,11 @@ def main(arguments: Sequence[str] | None = None, *, app: typer.Typer | None = No
     """Runs the command line, ours unless another is given, and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    settle_environment()  # Before a command imports what reads it.
     try:
-        code = (app or build_app())(arguments, prog_name="rapid-dist", standalone_mode=False) or 0
+        with stop_on_sigterm():  # So that whatever is open is closed, and temporary files go.
+            code = (app or build_app())(arguments, prog_name="rapid-dist", standalone_mode=False)
+            code = code or 0
     except RapidError as error:
         return _refused(str(error), error.exit_code, debug)
     except typer.TyperException as error:  # A command line that cannot be read, or none at all.
@@ -90,6 +96,6 @@ def build_app() -> typer.Typer:
 
 def _refused(line: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"rapid-dist: {line}", file=sys.stderr)
+        print(masked(traceback.format_exc()), file=sys.stderr, end="")
+    print(f"rapid-dist: {masked(line)}", file=sys.stderr)
     return code

@@ -1,9 +1,9 @@
 """Reading a named source below data.root, where that is a folder and where it is in a bucket."""
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from rapid_dist.confined import private_folder, write_own
 from rapid_dist.data.checks import FOLDERS
 from rapid_dist.data.raw import Raw, Request
 from rapid_dist.data.readers import read
@@ -21,12 +21,12 @@ def read_below(root: str | Path | None, request: Request) -> Raw:
         return read(replace(request, root=None if root is None else Path(root).expanduser()))
     if request.source not in FOLDERS:
         return read(request)
-    with tempfile.TemporaryDirectory(prefix="rapid-dist-") as folder:
-        _fetch(str(root), request.source, Path(folder))
+    with private_folder() as folder:
+        _fetch(str(root), request.source, folder)
         try:
-            return read(replace(request, root=Path(folder)))
+            return read(replace(request, root=folder))
         except DataError as error:  # Nobody knows the copy by its name.
-            raise DataError(str(error).replace(folder, str(root).rstrip("/"))) from None
+            raise DataError(str(error).replace(str(folder), str(root).rstrip("/"))) from None
 
 
 def _fetch(root: str, source: str, folder: Path) -> None:
@@ -39,6 +39,5 @@ def _fetch(root: str, source: str, folder: Path) -> None:
             f"{' or '.join(f'{place}/' for place in FOLDERS[source])}. Copy its folder there."
         )
     for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(storage.read(name))
+        content = storage.read(name)  # First: it refuses a name that would lead out of the folder.
+        write_own(folder / name, content)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rapid_dist.confined import no_core_dumps
 from rapid_dist.data import checks
 from rapid_dist.data.declaration import PrivateSource, PublicSource
 from rapid_dist.data.groups import SYNTHETIC, check_groups_whole, synthetic_groups
@@ -52,6 +53,7 @@ def load_private(
     id, where groups are declared): which side a record is on depends on no other record, and
     copies of one image stay together. No group is on both sides, whatever split it.
     """
+    no_core_dumps()  # From here on this process holds private records.
     made_up = source.group_column == SYNTHETIC
     request = Request(
         source=source.source,

@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import numpy as np
 
+from rapid_dist.confined import no_core_dumps
+
 KEY_BYTES = 32
 
 
@@ -27,11 +29,13 @@ class SecretKey:
     @classmethod
     def generate(cls) -> "SecretKey":
         """Returns a new key from the operating system."""
+        no_core_dumps()
         return cls(os.urandom(KEY_BYTES))
 
     @classmethod
     def from_bytes(cls, material: bytes) -> "SecretKey":
         """Returns the key whose bytes another worker broadcast."""
+        no_core_dumps()
         return cls(material)
 
     def reveal(self) -> bytes:

@@ -6,6 +6,7 @@
       sampler.py, code/       the sampler as an MLflow model from code, and the code it runs
       README.md               the model card
       passport.json, passport.html, passport.schema.json
+      sbom.json               what it was made with: packages, versions, licences
       synthetic/              if asked for: npz, PNG files, a page
       checksums.json          of every file above
       signature.json          of the checksums
@@ -36,6 +37,8 @@ from rapid_dist.release.needed import PUBLIC
 from rapid_dist.release.passport import PAGE, PASSPORT, SCHEMA, to_bytes
 from rapid_dist.release.passport_content import PassportInputs, passport_of
 from rapid_dist.release.passport_page import render_passport
+from rapid_dist.release.sbom import SBOM, bill_of_materials
+from rapid_dist.release.sbom import to_bytes as sbom_bytes
 from rapid_dist.release.scan import internal_traces
 from rapid_dist.release.signing import sign
 from rapid_dist.release.signing import to_bytes as signature_bytes
@@ -96,6 +99,8 @@ def assemble(parts: Parts, key: Ed25519PrivateKey, target: Path) -> Verified:
     page = render_passport(passport, hashlib.sha256(stored).hexdigest())
     (target / PAGE).write_text(page, encoding="utf-8")
     (target / CARD).write_text(model_card(passport), encoding="utf-8")
+    made_with = bill_of_materials(inputs.created, inputs.code_version, inputs.code_hash)
+    (target / SBOM).write_bytes(sbom_bytes(made_with))
     if drawn is not None:
         about = synthetic.synthetic_page(passport, drawn)
         (target / synthetic.FOLDER / "index.html").write_text(about, encoding="utf-8")

@@ -64,6 +64,7 @@ images = Generator.open(Path("BUNDLE")).generate(np.zeros(8, np.int64), seed=1)
 
 `unet/` opens with `diffusers.UNet2DModel.from_pretrained`; `sampler.py` is the same sampler as an
 MLflow model from code. Before first use: `rapid-dist release verify BUNDLE --key signer.pub`.
+`sbom.json` lists the software that it was made with (CycloneDX).
 
 Made for: synthetic images where the private ones may not go. Drawing more images costs no privacy.
 

@@ -26,6 +26,7 @@ from rapid_dist.errors import CheckpointError, ConfigError, RapidError, ReleaseE
 from rapid_dist.release.bundle import verify_bundle
 from rapid_dist.release.generator import Generator
 from rapid_dist.release.server import connect
+from rapid_dist.secret import masked
 
 RELEASED = "released"  # The alias that a name without one stands for.
 DIGEST_TAG = "bundle.sha256"
@@ -88,7 +89,9 @@ class Registry:
         except RapidError:
             raise
         except Exception as error:  # A server's, a database's, a network's: each has its own.
-            raise RapidError(f"The registry at {uri} does not answer: {_line(error)}.") from error
+            raise RapidError(
+                f"The registry at {masked(uri)} does not answer: {_line(error)}."
+            ) from error
 
     def names(self) -> list[str]:
         """Returns the names of all registered models, sorted."""
@@ -202,10 +205,12 @@ class Registry:
             found = self._client.get_registered_model(name).aliases
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise RapidError(f"The registry at {self.uri} refused: {_line(error)}.") from error
+                raise RapidError(
+                    f"The registry at {masked(self.uri)} refused: {_line(error)}."
+                ) from error
             known = ", ".join(self.names()) or "none"
             raise ConfigError(
-                f"There is no model {name} in {self.uri}. It holds: {known}."
+                f"There is no model {name} in {masked(self.uri)}. It holds: {known}."
             ) from error
         return {str(alias): int(version) for alias, version in found.items()}
 
@@ -235,4 +240,4 @@ def _quoted(value: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return masked((str(error).splitlines() or [type(error).__name__])[0])

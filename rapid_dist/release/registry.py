@@ -24,6 +24,7 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.release.bundle import open_bundle, verify_bundle
 from rapid_dist.release.model_code import MODEL_CODE
 from rapid_dist.release.server import connect, in_one_line
+from rapid_dist.secret import masked
 
 # The name of the one artifact. Again in pyfunc_model.py, for importing that makes MLflow warn.
 BUNDLE = "bundle"
@@ -190,8 +191,8 @@ def withdraw(tracking_uri: str, name: str, version: int, *, reason: str, on: str
     )
     if found is None:
         raise ConfigError(
-            f"{name} has no released version {version} in {tracking_uri}. See `rapid-dist release "
-            "list`."
+            f"{name} has no released version {version} in {masked(tracking_uri)}. See `rapid-dist "
+            "release list`."
         )
     if found.status != "withdrawn":
         tags = {STATUS: "withdrawn", "withdrawn.reason": reason.strip(), "withdrawn.date": on}
@@ -233,7 +234,7 @@ def tags_of(tracking_uri: str, name: str, version: int) -> dict[str, str]:
         return dict(connect(tracking_uri, existing=True).get_model_version(name, str(version)).tags)
     except MlflowException as error:
         raise ConfigError(
-            f"{name} has no version {version} in {tracking_uri} ({error.error_code})."
+            f"{name} has no version {version} in {masked(tracking_uri)} ({error.error_code})."
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""Looks for internal results in what is about to be released (P13).
+"""Looks for internal results, and for secrets, in what is about to be released (P13).
 
 Three ways, since each alone is easily passed: no file of a name that is not expected, no field of
 a name that internal results have, and no *number* that stands in them. The last finds a figure
-wherever somebody has put it: a card, a picture's text, an array's name.
+wherever somebody has put it: a card, a picture's text, an array's name. A secret is a value of this
+environment (``secret.py`` has the names), or an address with credentials.
 """
 
 import json
@@ -14,6 +15,8 @@ from typing import Any
 
 from rapid_dist.release.checksums import CHECKSUMS, SIGNATURE
 from rapid_dist.release.passport import PAGE, PASSPORT
+from rapid_dist.release.sbom import SBOM
+from rapid_dist.secret import has_credentials, secrets_of
 
 # Of the model itself, then what a release puts beside it. * does not stop at a slash.
 MODEL_FILES = (
@@ -43,6 +46,7 @@ RELEASE_FILES = (
     PAGE,
     "README.md",
     "passport.schema.json",
+    SBOM,
     "sampler.py",
     "synthetic/index.html",
     "synthetic/synthetic.npz",
@@ -78,9 +82,11 @@ def internal_traces(
         if not any(fnmatch(name, pattern) for pattern in allowed):
             found.append(f"{name} is no file of a bundle")
             continue
+        data = path.read_bytes()
+        if any(value.encode() in data for value in secrets_of()):
+            found.append(f"{name} holds a secret of this environment")
         if name.startswith(_CODE):
             continue
-        data = path.read_bytes()
         if path.suffix == ".json":
             try:
                 named = sorted(set(_fields(json.loads(data))) & INTERNAL_FIELDS)
@@ -91,6 +97,8 @@ def internal_traces(
             # Arrays and weights are bytes of any kind; what can be read in them is their names.
             data = b" ".join(re.findall(rb"[\x20-\x7e]{6,}", data))
         text = data.decode("utf-8", errors="replace")
+        if has_credentials(text):
+            found.append(f"{name} holds an address with credentials")
         written = figures & set(re.findall(r"(?<![\w.])\d+\.\d{6,}(?:e-?\d+)?", text))
         if written:
             found.append(f"{name} holds {len(written)} figures of internal results")

@@ -3,7 +3,8 @@
     verified = verify_release(Path("bundle"), Path("signer.pub"))
 
 Files against checksums, checksums against the signature, the signature against the signer's key,
-the passport against its schema, and what the bundle says in two places against itself.
+the passport against its schema, the bill of materials against the passport, and what the bundle
+says in two places against itself.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from rapid_dist.installed import hash_of
 from rapid_dist.release.checksums import SIGNATURE, verify_checksums
 from rapid_dist.release.needed import needed_files
 from rapid_dist.release.passport import PAGE, PASSPORT, schema_faults
+from rapid_dist.release.sbom import SBOM, sbom_faults
 from rapid_dist.release.signing import Signature, check_signature, read_public_key, read_signature
 
 CODE = "code/rapid_dist"
@@ -112,6 +114,7 @@ def _disagreements(directory: Path, passport: Mapping[str, Any], signature: Sign
         faults.append("epsilon is above its budget")
     if hash_of(directory / CODE) != passport["code"]["sha256"]:
         faults.append(f"{CODE} is not the code that {PASSPORT} names")
+    faults += _sbom_faults(directory, passport)
     signer = (passport["signer"]["name"], passport["signer"]["key"])
     if signer != (signature.signer, signature.fingerprint):
         faults.append(f"{PASSPORT} names another signer than the signature")
@@ -120,3 +123,15 @@ def _disagreements(directory: Path, passport: Mapping[str, Any], signature: Sign
     if not page.is_file() or digest not in page.read_text(encoding="utf-8", errors="replace"):
         faults.append(f"{PAGE} is of another passport")
     return faults
+
+
+def _sbom_faults(directory: Path, passport: Mapping[str, Any]) -> list[str]:
+    path = directory / SBOM
+    if not path.is_file():
+        # Bundles of before had none, and their code did not know of one.
+        knows = (directory / CODE / "release" / "sbom.py").is_file()
+        return [f"there is no {SBOM}"] if knows else []
+    try:
+        return sbom_faults(json.loads(path.read_bytes()), passport)
+    except ValueError:
+        return [f"{SBOM} is no JSON"]

@@ -15,15 +15,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 
+from rapid_dist.environment import SETTLED
 from rapid_dist.errors import ConfigError
 from rapid_dist.runtime.placement_roles import Phase, bundles, misfit, unsafe_driver
-from rapid_dist.runtime.ray_address import check_answers
+from rapid_dist.runtime.ray_address import check_answers, require_closed
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -43,6 +45,7 @@ HEAD_ENVIRONMENT = {
 PATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
 _SCALE_LOOK_SEC = 5.0
 _TOKEN_SETTINGS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = "~/.ray/auth_token"  # Where Ray itself looks for one.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +134,9 @@ def session(
             )
         undo.callback(ray.shutdown)
         joined = address not in ("", "local")
+        if joined:
+            alive = [str(node["NodeManagerAddress"]) for node in nodes() if node["Alive"]]
+            require_closed(ray.get_runtime_context().gcs_address, alive)
         if joined and scale_minutes:
             undo.enter_context(scaled(roles, minutes=scale_minutes))
         _refuse_shortage(needs)
@@ -195,12 +201,18 @@ def _refuse_shortage(needs: Needs) -> None:
 
 
 def _prepare_environment(*, local: bool) -> None:
-    for name, value in (ENVIRONMENT if local else ENVIRONMENT | PATIENT).items():
+    for name, value in (SETTLED | ENVIRONMENT | ({} if local else PATIENT)).items():
         os.environ.setdefault(name, value)
-    if "RAY_AUTH_MODE" not in os.environ:
-        if local:  # A token in the environment reaches our own processes and no file.
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        has_token = any(os.environ.get(name) for name in _TOKEN_SETTINGS)
+    has_token = any(os.environ.get(name) for name in _TOKEN_SETTINGS)
+    if local:
+        # Ray listens to every network of this machine, so a cluster of ours is never without a
+        # token, whatever the shell says. In the environment it reaches our processes and no file.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if not has_token:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif "RAY_AUTH_MODE" not in os.environ:
+        # Without one, a cluster that asks for none may be joined, if it is this machine's alone.
+        has_token = has_token or Path(_TOKEN_FILE).expanduser().is_file()
         os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
     # `import ray` has read the environment already; Ray's own commands refresh it the same way.
     Config.initialize("")

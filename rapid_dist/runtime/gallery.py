@@ -25,6 +25,7 @@ from rapid_dist.release.bundle import verify_bundle
 from rapid_dist.release.pull import Registry, Version
 from rapid_dist.release.tiles import tiled_png
 from rapid_dist.runtime.drawing_workers import DrawingWorker
+from rapid_dist.secret import masked
 
 HOST, PORT = "127.0.0.1", 8800
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -98,7 +99,7 @@ class Gallery:
         shown = {
             name: [_plain(one) for one in versions] for name, versions in found.items() if versions
         }
-        return _page(pages.index_page(shown, _without_password(self._registry.uri)))
+        return _page(pages.index_page(shown, masked(self._registry.uri)))
 
     def _version(self, version: Version, ask: pages.Ask) -> Answer:
         others = [one for one in self._registry.versions(version.name) if one != version]
@@ -287,12 +288,6 @@ def _kept(
     while len(store) > most:
         store.popitem(last=False)
     return store[key]
-
-
-def _without_password(uri: str) -> str:
-    """Returns an address as it may be shown."""
-    parts = urlsplit(uri)
-    return uri.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2]) if parts.netloc else uri
 
 
 def _page(text: str, status: HTTPStatus = HTTPStatus.OK) -> Answer:

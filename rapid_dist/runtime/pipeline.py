@@ -4,7 +4,6 @@ The same command, given again, goes on where the last one stopped. Everything th
 with a recipe, the data and the cluster is looked for before the first stage.
 """
 
-import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -40,7 +39,7 @@ from rapid_dist.runtime.run_directory import Places, RunDirectory, places, requi
 from rapid_dist.runtime.signals import stop_on_sigterm
 from rapid_dist.runtime.submit_metadata import note_in_job
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
-from rapid_dist.runtime.tracking_place import internal_place, tracking_place
+from rapid_dist.runtime.tracking_place import internal_place, server_of, tracking_place
 from rapid_dist.runtime.unclaimed import finish_unclaimed
 from rapid_dist.storage import open_storage, require_reachable
 
@@ -152,8 +151,7 @@ def _run(
         raise ConfigError(f"Method {recipe.method} has nothing to {command}. Run `rapid-dist run`.")
     _refuse_gaps(prepared, chosen, directory)
     waiting = [stage for stage in chosen if not _is_done(prepared, directory, stage)]
-    uri = recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    place = tracking_place(uri, prepared.places.out)
+    place = tracking_place(server_of(recipe.tracking), prepared.places.out)
     with ExitStack() as open_things:
         if recipe.runtime.backend == "ray":
             runtime = recipe.runtime

@@ -4,11 +4,14 @@ Ray itself tries again for a quarter of an hour, and then may end the process. A
 found in seconds here, by the question that Ray's own processes ask of the head node.
 """
 
+import contextlib
+import ipaddress
 import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import grpc
 
@@ -18,6 +21,7 @@ TRIES = 4  # Counted and not timed: a process that was halted meanwhile tries ag
 _TIMEOUT_SEC, _PAUSE_SEC = 5.0, 1.0
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<place>[^/\s]+:\d+)")
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
 # By these the network, or a server of another kind, says that there is no head node.
 _NOBODY = (
     grpc.StatusCode.UNAVAILABLE,
@@ -55,17 +59,73 @@ def check_answers(
     )
 
 
+def is_own(host: str) -> bool:
+    """Whether an address leads to this machine alone, whoever uses it."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def require_closed(gcs_address: str, nodes: Iterable[str]) -> None:
+    """Refuses a cluster that others than this machine reach and that asks nobody for a token.
+
+    Whoever reaches such a cluster can run anything on it, and read what runs there. It is asked
+    without a token, for to be told one proves nothing.
+
+    Args:
+      gcs_address: host:port of the head node.
+      nodes: addresses of the living nodes.
+
+    Raises:
+      ConfigError: it is open.
+    """
+    beyond = sorted(node for node in nodes if not is_own(node))
+    if beyond and _lets_in(gcs_address):
+        raise ConfigError(
+            f"The Ray cluster at {gcs_address} is reachable from beyond this machine "
+            f"({', '.join(beyond[:3])}) and asks for no token: whoever reaches it can run anything "
+            "there. Start every node with RAY_AUTH_MODE=token and one token "
+            "(`ray get-auth-token --generate`)."
+        )
+
+
+def _lets_in(place: str) -> bool:
+    """Whether a head node answers a question that came without a token."""
+    return bool(_asked(place) == grpc.StatusCode.OK)
+
+
 def _answers(place: str, *, is_client: bool) -> bool:
     """Whether a head node, or a server of Ray's client, is there; it need not let us in."""
-    if is_client or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-        return _is_open(place)
-    with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+    return _is_open(place) if is_client else _asked(place) not in _NOBODY
+
+
+def _asked(place: str) -> grpc.StatusCode:
+    """Asks a head node whether it is alive, without a token."""
+    with _channel(place) as channel:
         ask = channel.unary_unary(_CHECK_ALIVE)
         try:
             ask(b"", timeout=_TIMEOUT_SEC)
         except grpc.RpcError as error:
-            return error.code() not in _NOBODY
-    return True
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def _channel(place: str) -> grpc.Channel:
+    """Returns a way to a head node: by TLS where Ray is to use it, with Ray's own files."""
+    options = [("grpc.enable_http_proxy", 0)]
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("", "0", "false"):
+        return grpc.insecure_channel(place, options)
+    missing = [name for name in _TLS_FILES if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(f"RAY_USE_TLS is set, and {', '.join(missing)} not. Name those files.")
+    try:
+        authority, key, certificate = (Path(os.environ[name]).read_bytes() for name in _TLS_FILES)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} of RAY_USE_TLS cannot be read ({error.strerror}). Correct it."
+        ) from None
+    files = grpc.ssl_channel_credentials(authority, key, certificate)
+    return grpc.secure_channel(place, files, options)
 
 
 def _is_open(place: str) -> bool:

@@ -15,6 +15,7 @@ from rapid_dist.release.passport import lower_bound
 from rapid_dist.release.registry import run_of
 from rapid_dist.runtime.results import AUDIT
 from rapid_dist.runtime.tracking import TrackedRun, child_run
+from rapid_dist.secret import masked
 from rapid_dist.storage import Storage, StorageMissing
 
 
@@ -60,5 +61,5 @@ def record_audit(out: Storage, content: Mapping[str, Any]) -> str:
             path.write_text(json.dumps(content, indent=2))
             child.log_artifact(path)
     except Exception as error:  # The audit is made and written; a server may be away.
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return masked((str(error).splitlines() or [type(error).__name__])[0])
     return ""

@@ -1,10 +1,9 @@
 """Tells MLflow what came of a run: what may leave in one experiment, the rest in another (P13)."""
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
+from rapid_dist.confined import private_folder, write_own
 from rapid_dist.privacy.spend import Spend
 from rapid_dist.runtime.figures import METRICS
 from rapid_dist.runtime.lineage import LINEAGE, lineage_bytes, lineage_tags
@@ -100,14 +99,17 @@ def record_internal(
     out = directory.storage.uri
     with tracker.run(name, out=out, key=directory.run, tags=tags) as run:
         run.log_metrics(_numbers(json.loads(files["quality.json"])))
-        _log_files(run, files)
+        _log_files(run, files, private=True)
 
 
-def _log_files(run: TrackedRun, files: dict[str, bytes]) -> None:
-    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
+def _log_files(run: TrackedRun, files: dict[str, bytes], *, private: bool = False) -> None:
+    """Sends files; a local store keeps their mode, so that private ones are their owner's there."""
+    with private_folder() as folder:
         for name, data in files.items():
-            path = Path(folder, name)
-            path.write_bytes(data)
+            path = folder / name
+            write_own(path, data)
+            if not private:
+                path.chmod(0o644)
             run.log_artifact(path)
 
 

@@ -32,6 +32,7 @@ from rapid_dist.release.plots import EpsilonCurve, ImageSet, samples_png
 from rapid_dist.release.registry import register_model
 from rapid_dist.release.report import ReportInputs, Strips, render_report
 from rapid_dist.retrieval.stats import diversity
+from rapid_dist.secret import masked
 
 VENDORS = (
     "torch", "diffusers", "opacus", "dp-accounting", "faiss-cpu", "ray", "mlflow", "numpy"
@@ -176,7 +177,9 @@ def register(
             description=f"{context.settings.method} generator of {context.settings.private.name}",
         ),
     )
-    return {"name": model, "version": version, "aliases": [ALIAS], "tracking_uri": tracking_uri}
+    # Stored and printed: credentials stay in the environment, from where `connect` has them again.
+    address = masked(tracking_uri)
+    return {"name": model, "version": version, "aliases": [ALIAS], "tracking_uri": address}
 
 
 def write_pages(

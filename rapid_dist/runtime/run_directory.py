@@ -27,6 +27,7 @@ from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.installed import SHORT
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.recipe_files import parse_tree
+from rapid_dist.secret import require_plain
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
 # What changes no result.
@@ -64,7 +65,7 @@ class Places:
 
 def places(recipe: Recipe, out: str) -> Places:
     """Returns where a run writes; public stages and ledgers are shared with the runs beside it."""
-    out = _absolute(out)
+    out = _absolute(require_plain(out, "--out"))
     parent = out.rpartition("/")[0] if "://" in out else str(Path(out).parent)
     runtime = recipe.runtime
     return Places(

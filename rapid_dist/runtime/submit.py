@@ -23,15 +23,18 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from rapid_dist.config import load_recipe, recipe_hash
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.installed import SHORT, hash_of
+from rapid_dist.runtime.ray_address import is_own
 from rapid_dist.runtime.submit_command import Command
 from rapid_dist.runtime.submit_package import Package, package_of
+from rapid_dist.secret import has_credentials, require_plain
+from rapid_dist.storage import SSE, SSE_KEY
 
 ADDRESS = "http://127.0.0.1:8265"  # Of the tunnel that `ray dashboard` or ssh -L opens.
 TOKEN = "~/.ray/auth_token"
 STOP_SEC = 120  # For a job that is stopped to close what it has open; Ray's own patience is 3.
 PASSED_ON = (  # From this environment to the job's, where set. Nothing secret: Ray shows them.
     "MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
-    "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG",
+    "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG", SSE, SSE_KEY,
 )  # fmt: skip
 _LOOK_SEC = 1.0
 _LOST_SEC, _TRIES = 5.0, 36  # Three minutes for a head, or a tunnel, to be back.
@@ -80,6 +83,14 @@ def prepare(
     Raises:
       ConfigError: the recipe is wrong, or the run directory is one node's own.
     """
+    for name, value in (environment or {}).items():
+        if has_credentials(value):
+            raise ConfigError(
+                f"{name} holds credentials, and Ray shows a job's environment to whoever has its "
+                "token. Set it on the nodes instead, or pass on an address without them."
+            )
+    for word in words:
+        require_plain(word, "The command")
     command = Command(words=tuple(words))
     if command.out is None or not ("://" in command.out or command.out.startswith("/")):
         given = f"--out {command.out}" if command.out else "no --out"
@@ -121,6 +132,12 @@ def connect(address: str, token_file: Path | None) -> Client:
         _require_own(token_file)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
     has_token = token_file is not None or "RAY_AUTH_TOKEN" in os.environ
+    if not has_token and not is_own(urlsplit(address).hostname or ""):
+        raise ConfigError(
+            f"{address} is reached over a network, and no token is named: whoever reaches it could "
+            "run anything there. Start the cluster with RAY_AUTH_MODE=token, name the token with "
+            "--token-file, and come by a tunnel."
+        )
     os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets the environment win over arguments.
     try:

@@ -1,6 +1,5 @@
 """What a sweep leaves behind: a page, and nested runs in MLflow, a parent and a child a trial."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +8,7 @@ from rapid_dist.config import Recipe, to_tree
 from rapid_dist.release.sweep_page import render_sweep
 from rapid_dist.runtime.sweep_book import Trial
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
-from rapid_dist.runtime.tracking_place import internal_place, tracking_place
+from rapid_dist.runtime.tracking_place import internal_place, server_of, tracking_place
 from rapid_dist.storage import Storage
 
 PAGE = "sweep.html"
@@ -30,7 +29,7 @@ def record_sweep(
 
     It is told at the end, so that a sweep that was cut off and went on is one record.
     """
-    place = tracking_place(recipe.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"), out)
+    place = tracking_place(server_of(recipe.tracking), out)
     experiment = f"{recipe.tracking.experiment}-sweeps"
     if result["promise"] == "repeat_and_select":
         place, experiment = internal_place(place), f"{experiment}-internal"

@@ -27,6 +27,7 @@ from rapid_dist.errors import RapidError
 from rapid_dist.release.server import connect
 from rapid_dist.runtime.outbox import Outbox
 from rapid_dist.runtime.tracking_place import Place
+from rapid_dist.secret import masked
 
 MOST_METRICS = 1000  # MLflow's own limits of one batch.
 MOST_PARAMS = 100
@@ -114,7 +115,7 @@ class Tracker:
             raise
         except Exception as error:  # A server's, a database's, a network's: each has its own.
             raise RapidError(
-                f"MLflow at {place.uri} refused: {_first_line(error)}. Check tracking.uri."
+                f"MLflow at {masked(place.uri)} refused: {_first_line(error)}. Check tracking.uri."
             ) from error
         self._server = _Server.of(place.uri, client, experiment_id)
 
@@ -316,8 +317,8 @@ def _recorded(
         client.set_terminated(tracked.run_id, "FINISHED")
     except Exception as error:
         raise RapidError(
-            f"MLflow at {server.uri} did not take all figures of {name}: {_first_line(error)}. Run "
-            "the same command again when it answers."
+            f"MLflow at {masked(server.uri)} did not take all figures of {name}: "
+            f"{_first_line(error)}. Run the same command again when it answers."
         ) from error
 
 
@@ -335,4 +336,4 @@ def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return masked((str(error).splitlines() or [type(error).__name__])[0])

@@ -1,8 +1,10 @@
 """Where runs are recorded: a server, or a file beside the run directory; internal figures apart."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from rapid_dist.config import TrackingConfig
 from rapid_dist.errors import ConfigError
 
 
@@ -13,6 +15,19 @@ class Place:
     uri: str
     artifacts: str | None  # None = the server's own choice.
     private: bool = False  # Files for their owner alone.
+
+
+def server_of(tracking: TrackingConfig) -> str | None:
+    """Returns the server's address, the setting's or the environment's, and signs in to it.
+
+    MLflow takes the account from the environment, at every call; what is set there already stays,
+    and processes that are started from here have it as well.
+    """
+    if tracking.username is not None:
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", tracking.username)
+    if tracking.password is not None:
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", tracking.password.reveal())
+    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
 
 
 def tracking_place(uri: str | None, out: Path | str) -> Place:

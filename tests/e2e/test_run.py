@@ -149,6 +149,8 @@ def test_figures_against_private_records_are_in_a_store_for_its_owner_alone(
     assert run.data.metrics
     folder = place / "mlflow-artifacts-internal"
     assert any(folder.rglob("quality.json"))
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    assert modes == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((place / "mlflow-internal.db").stat().st_mode) == 0o600
     assert not any((place / "mlflow-artifacts").rglob("quality.json"))

@@ -10,7 +10,7 @@ import ray
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.runtime.cluster import Needs, session
-from rapid_dist.runtime.ray_address import TRIES, check_answers
+from rapid_dist.runtime.ray_address import TRIES, check_answers, is_own, require_closed
 
 
 def _free_port() -> int:
@@ -86,3 +86,38 @@ def test_a_run_is_refused_before_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # Another test may have begun one.
     with pytest.raises(ConfigError, match="is not host:port"), session(Needs(cpus=1)):
         pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_a_loopback_address_is_this_machines_own(host: str) -> None:
+    assert is_own(host)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.5", "0.0.0.0", "::", "head", "192.168.1.2", ""])
+def test_any_other_address_may_lead_from_elsewhere(host: str) -> None:
+    assert not is_own(host)
+
+
+@pytest.mark.parametrize("head_node", [grpc.StatusCode.OK], indirect=True)
+def test_a_cluster_that_others_reach_and_that_asks_for_no_token_is_refused(head_node: str) -> None:
+    require_closed(head_node, ["127.0.0.1"])  # Nobody else gets there.
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.5.*asks for no token") as refused:
+        require_closed(head_node, ["127.0.0.1", "10.0.0.5"])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("head_node", [grpc.StatusCode.UNAUTHENTICATED], indirect=True)
+def test_a_cluster_that_asks_for_a_token_may_be_reached_from_anywhere(head_node: str) -> None:
+    require_closed(head_node, ["10.0.0.5", "10.0.0.6"])
+
+
+def test_tls_without_its_files_is_refused_by_their_names(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(tmp_path / "key.pem"))
+    address = f"127.0.0.1:{_free_port()}"
+    with pytest.raises(ConfigError, match="RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT not"):
+        check_answers(address)
+    for name in ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT"):
+        monkeypatch.setenv(name, str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigError, match=r"none\.pem of RAY_USE_TLS cannot be read"):
+        check_answers(address)

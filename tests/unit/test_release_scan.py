@@ -29,6 +29,22 @@ def test_a_figure_of_quality_is_found_in(name: str, tmp_path: Path) -> None:
     assert _traces(tmp_path) == [f"{name} holds 1 figures of internal results"]
 
 
+@pytest.mark.parametrize("name", ["model.json", "unet/config.json", "code/rapid_dist/a.py"])
+def test_a_secret_of_this_environment_is_found_in(name: str, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"x": "correct-horse-battery"}))
+    assert _traces(tmp_path) == []
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "correct-horse-battery")
+    assert _traces(tmp_path) == [f"{name} holds a secret of this environment"]
+
+
+def test_an_address_with_credentials_is_found(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("see postgresql://mlflow:correct-horse@db/mlflow")
+    (tmp_path / "model.json").write_text(json.dumps({"x": "postgresql://***@db/mlflow"}))
+    assert _traces(tmp_path) == ["README.md holds an address with credentials"]
+
+
 def test_a_figure_in_a_pictures_text_is_found(tmp_path: Path) -> None:
     told = PngImagePlugin.PngInfo()
     told.add_text("accuracy", "0.918273645")

@@ -36,6 +36,23 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
+def test_an_address_with_a_password_is_asked_and_told_without_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = address.replace("://", "://reader:correct-horse@")
+    stored = address.replace("://", "://***@")
+    with pytest.raises(RapidError) as refused:
+        run_of(whole, "m", 1)
+    assert "correct-horse" not in str(refused.value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ConfigError, match=r"\*\*\*@.* Set MLFLOW_TRACKING_URI"):
+        connect(stored)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole)
+    assert connect(stored).tracking_uri == whole
+    with pytest.raises(ConfigError, match="without its credentials"):
+        connect(stored.replace("127.0.0.1", "127.0.0.2"))
+
+
 def test_a_wrong_account_is_one_line_that_names_where_it_is_set(address: str) -> None:
     for ask in (lambda: released_versions(address), lambda: run_of(address, "m", 1)):
         with pytest.raises(RapidError, match=r"not authenticated.*TRACKING_PASSWORD") as said:

@@ -28,6 +28,7 @@ from tests.releases import new_key, tiny_parts
 FILES = {
     CHECKSUMS, SIGNATURE, "README.md", "code/rapid_dist/sampler.py", "denoiser.json", "model.json",
     "passport.html", "passport.json", "passport.schema.json", "prior.npz", "references.npz",
+    "sbom.json",
     "public/denoiser.json", "public/unet/config.json",
     "public/unet/diffusion_pytorch_model.safetensors", "sampler.py", "synthetic/index.html",
     "synthetic/synthetic.npz", "synthetic/images/000/000000.png",

@@ -277,3 +277,25 @@ def test_only_the_driver_of_a_job_notes_anything_in_its_metadata(monkeypatch):
     told = '{"metadata": {"job_submission_id": "raysubmit_1"}}'
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", told)
     assert submission_id() == "raysubmit_1"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [
+        (["--set", "tracking.uri=https://reader:correct-horse@mlflow"], {}),
+        ([], {"MLFLOW_TRACKING_URI": "postgresql://mlflow:correct-horse@db/mlflow"}),
+    ],
+)
+def test_a_job_that_would_show_credentials_is_refused_without_repeating_them(
+    words: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = ["run", "--recipe", "digits", *OUT, *words]
+    with pytest.raises(ConfigError, match="holds credentials") as refused:
+        submit.prepare(command, working_dir=tmp_path, environment=environment)
+    assert "correct-horse" not in str(refused.value)
+
+
+def test_a_jobs_api_beyond_this_machine_is_not_asked_without_a_token(monkeypatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="reached over a network, and no token is named"):
+        submit.connect("http://10.0.0.5:8265", None)
