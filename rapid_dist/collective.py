@@ -4,6 +4,8 @@ Loops take a ``Collective`` as an argument, so the same loop runs in one plain p
 on Ray Train's workers, and neither knows which.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -50,8 +52,19 @@ class SingleProcess:
         pass
 
 
+class UnansweredError(Exception):
+    """Another worker has died, hangs, or cannot be reached: this one waited for it in vain.
+
+    No ``RapidError``, for those are final: a group of workers that fails so is started again.
+    """
+
+
 class TorchCollective:
-    """The group of an initialised ``torch.distributed`` process group (Gloo or NCCL)."""
+    """The group of an initialised ``torch.distributed`` process group (Gloo or NCCL).
+
+    Every exchange raises ``UnansweredError`` when another worker's part does not come in the
+    group's time.
+    """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.rank = dist.get_rank()
@@ -59,17 +72,31 @@ class TorchCollective:
         self._device = device or torch.device("cpu")
 
     def sum_(self, flat: torch.Tensor) -> None:
-        dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        with _answered():
+            dist.all_reduce(flat, op=dist.ReduceOp.SUM)
 
     def broadcast_bytes(self, payload: bytes) -> bytes:
         buffer = torch.frombuffer(bytearray(payload), dtype=torch.uint8).to(self._device)
-        dist.broadcast(buffer, src=0)
-        return bytes(buffer.cpu().numpy())
+        with _answered():
+            dist.broadcast(buffer, src=0)
+            return bytes(buffer.cpu().numpy())
 
     def least(self, number: int) -> int:
         buffer = torch.tensor([number], dtype=torch.int64, device=self._device)
-        dist.all_reduce(buffer, op=dist.ReduceOp.MIN)
-        return int(buffer)
+        with _answered():
+            dist.all_reduce(buffer, op=dist.ReduceOp.MIN)
+            return int(buffer)
 
     def barrier(self) -> None:
-        dist.barrier()
+        with _answered():
+            dist.barrier()
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # Of Gloo, and of torch's DistBackendError for NCCL.
+        raise UnansweredError(
+            "Another worker does not answer: it has died, hangs, or has lost its network."
+        ) from error

@@ -94,6 +94,7 @@ class RuntimeConfig(_Node):
     # One worker's or actor's: for the check up front, and for train.micro_batch=null.
     memory_gb: float = Field(default=1.0, gt=0)
     max_failures: int = Field(default=2, ge=0)  # Restarts of a stage's workers before it fails.
+    hang_minutes: float = Field(default=30, gt=0)  # That workers wait for one that does not answer.
     public_dir: str | None = None  # Shared store of public stages; None = beside the run.
     ledger_dir: str | None = None  # Ledgers of all private data sets; None = beside the run.
     price_per_hour: float | None = Field(default=None, ge=0)  # Of the cluster; for the report.

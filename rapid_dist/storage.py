@@ -14,7 +14,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -27,9 +26,9 @@ from urllib3.exceptions import HTTPError
 
 from rapid_dist.errors import ConfigError, StorageError
 from rapid_dist.errors import StorageMissing as StorageMissing
+from rapid_dist.leftovers import TEMPORARY, temporary_name
 from rapid_dist.secret import masked, require_plain
 
-_TEMPORARY = ".tmp-"  # Never listed: what a killed process leaves behind.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _CONFLICT_TRIES = 5
 # Of one request to S3. With the pauses between tries (up to 20 s each) about two minutes in all: a
@@ -204,7 +203,7 @@ class LocalStorage:
         names = []
         for directory, _, files in os.walk(start):
             relative = Path(directory).relative_to(self._root)
-            names += [(relative / f).as_posix() for f in files if not f.startswith(_TEMPORARY)]
+            names += [(relative / f).as_posix() for f in files if not f.startswith(TEMPORARY)]
         return sorted(name for name in names if name.startswith(prefix))
 
     def delete(self, name: str) -> None:
@@ -234,7 +233,7 @@ class LocalStorage:
 
     def _write_temporary(self, path: Path, data: bytes) -> Path:
         self._make_directory(path.parent)
-        temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        temporary = path.parent / temporary_name()
         mode = 0o600 if self._private else 0o666  # Less what the process's umask takes away.
         try:
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -375,7 +374,7 @@ def s3_client(*, retries: dict[str, Any] | None = None, **options: Any) -> Any:
 
 def _checked(name: str) -> str:
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or parts[-1].startswith(_TEMPORARY):
+    if not parts or name.startswith("/") or ".." in parts or parts[-1].startswith(TEMPORARY):
         raise ConfigError(f"Storage name {name!r} must be relative, without '..'.")
     return "/".join(parts)
 

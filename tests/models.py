@@ -158,6 +158,7 @@ class CountingKeeper:
     affordable: int = 1_000
     attempt: int = 0
     charged: list[tuple[int, int]] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)  # Steps before which it was ended.
 
     def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt:
         self.attempt += 1
@@ -167,6 +168,9 @@ class CountingKeeper:
         if len(self.charged) >= self.affordable:
             raise BudgetError(f"Step {step} is not paid for.")
         self.charged.append((self.attempt, step))
+
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        self.stopped.append(step)
 
 
 def private_step(collective: Collective | None = None, **changes: Any) -> PrivateStep:

@@ -16,7 +16,7 @@ MAX_LINES = 400
 
 LAYER = {
     **dict.fromkeys(["__init__", "errors"], 0),
-    **dict.fromkeys(["confined", "environment", "secret"], 1),
+    **dict.fromkeys(["confined", "environment", "leftovers", "secret"], 1),
     **dict.fromkeys(["ahead", "collective", "installed", "recipe_files", "storage"], 2),
     **dict.fromkeys(["diffusion", "retrieval", "privacy", "data"], 3),
     **dict.fromkeys(["public", "private"], 4),

@@ -212,3 +212,7 @@ class _WatchedKeeper:
 
     def charge(self, step: int, attempt: int | None = None) -> None:
         self.__getattr__("charge")(step, attempt)
+
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        self._seen.refusal = "The budget pays for no more."
+        self.__getattr__("stop_short")(step, attempt)

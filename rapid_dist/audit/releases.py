@@ -133,6 +133,9 @@ class _Unlimited:
     def charge(self, step: int, attempt: int | None = None) -> None:
         pass
 
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        raise AssertionError("Every step is affordable.")
+
 
 def _run(
     subject: Subject, keeper: _Unlimited, folder: Path, crash_after: int | None = None

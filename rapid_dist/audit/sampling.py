@@ -159,6 +159,9 @@ class _Counting:
     def charge(self, step: int, attempt: int | None = None) -> None:
         self.charged += 1
 
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        raise AssertionError("Every step is affordable.")
+
 
 def _loop_on_nobody(subject: Subject) -> tuple[int, int]:
     """Steps that the loop made, and that it charged, when nobody is ever drawn."""

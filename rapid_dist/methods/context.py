@@ -23,9 +23,13 @@ from rapid_dist.storage import Storage
 
 
 class Report(Protocol):
-    """Takes what a loop has to say; ``part`` names what in the loop has a count of its own."""
+    """Takes what a loop has to say; ``part`` names what in the loop has a count of its own.
 
-    def __call__(self, figures: dict[str, float], part: str = "") -> None: ...
+    What it returns, if anything, is to be called when a checkpoint is written: the process, or its
+    machine, was told to leave.
+    """
+
+    def __call__(self, figures: dict[str, float], part: str = "") -> Callable[[], None] | None: ...
 
 
 Task = Callable[[Collective, Report], None]
@@ -47,6 +51,9 @@ class Keeper(StepKeeper, Protocol):
     """The ledger's keeper, wherever it lives: of steps, and of queries as well."""
 
     def charge_query(self, event: GaussianEvent, purpose: str) -> None: ...
+
+    def stopped(self) -> str:
+        """How the run stopped short of its plan, in words; nothing if it did not."""
 
 
 class Searcher(Protocol):

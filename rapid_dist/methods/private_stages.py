@@ -336,12 +336,13 @@ def run_train(context: RunContext) -> None:
     whole, subset = shape_of(context.settings), context.settings.train
     if subset.trainable != "all" or subset.blocks is not None:
         context.note(told(apply_subset(whole, subset), whole))
+    keeper = context.backend.keeper()
     task = TrainTask(
         settings=context.settings,
         mechanism=context.plan.dp_sgd,
         public_uri=context.public.uri,
         out_uri=context.out.uri,
-        keeper=context.backend.keeper(),
+        keeper=keeper,
         searcher=_private_searcher(context),
         device=context.device,
         memory_gb=context.memory_gb,
@@ -349,3 +350,5 @@ def run_train(context: RunContext) -> None:
         run=context.run,
     )
     context.backend.workers.run(task, name="train", num_workers=context.backend.num_workers)
+    if stopped := keeper.stopped():
+        context.note(f"train {stopped}")

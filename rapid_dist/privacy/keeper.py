@@ -14,6 +14,7 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
 from rapid_dist.privacy.settings import Budget
 
+_SHORT = "stopped after step"  # How the note of a run begins that its budget has ended.
 _UNIT = re.compile(r"unit=(\S+) ")  # In the note of an attempt.
 
 
@@ -99,12 +100,7 @@ class LedgerKeeper:
         Raises BudgetError, leaving no entry, if the step would pass the run's budget, and
         LedgerError if a newer attempt has begun.
         """
-        self._require_attempt()
-        if attempt not in (None, self._attempt):
-            raise LedgerError(
-                f"Attempt {attempt} of run {self._run!r} is fenced: attempt {self._attempt} has "
-                "begun. Stop this process."
-            )
+        self._require_attempt(attempt)
         if not 0 <= step < self._planned_steps:
             raise BudgetError(
                 f"Step {step} of run {self._run!r} is not among the {self._planned_steps} planned "
@@ -118,6 +114,20 @@ class LedgerKeeper:
             )
         self._affordable -= 1  # First: a step whose entry may or may not exist is spent.
         self._ledger.append("step", self._run, attempt=self._attempt, step=step, event=self._event)
+
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        """Notes that the run ends before ``step``, and why; durable on return. Charges nothing.
+
+        From then on nobody misses that step, or a later one, in the ledger.
+        """
+        self._require_attempt(attempt)
+        note = f"{_SHORT} {step} of {self._planned_steps}, for the budget pays for no more"
+        self._ledger.append("note", self._run, attempt=self._attempt, step=step, note=note)
+
+    def stopped(self) -> str:
+        """Returns how the run stopped short of its plan, or nothing if it did not."""
+        self._ledger.refresh()
+        return stopped_short(self._ledger, self._run)[1]
 
     def charge_query(self, event: GaussianEvent, purpose: str) -> None:
         """Charges one release of a Gaussian query, such as the prior's histogram.
@@ -173,9 +183,25 @@ class LedgerKeeper:
                 "made: it was cut off, or is not the ledger that was charged. Bring that one back."
             )
 
-    def _require_attempt(self) -> None:
+    def _require_attempt(self, attempt: int | None = None) -> None:
         if self._attempt == 0:
             raise LedgerError(f"Run {self._run!r} charges before its attempt; begin_attempt first.")
+        if attempt not in (None, self._attempt):
+            raise LedgerError(
+                f"Attempt {attempt} of run {self._run!r} is fenced: attempt {self._attempt} has "
+                "begun. Stop this process."
+            )
+
+
+def stopped_short(ledger: Ledger, run: str) -> tuple[int | None, str]:
+    """Returns the step before which a run ended because of its budget, and that in words.
+
+    (None, "") for a run that was never stopped so.
+    """
+    for entry in reversed(ledger.entries()):
+        if entry.run == run and entry.kind == "note" and entry.note.startswith(_SHORT):
+            return entry.step, entry.note
+    return None, ""
 
 
 def totals(ledger: Ledger, delta: float) -> LedgerTotals:

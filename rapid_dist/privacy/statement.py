@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rapid_dist.errors import LedgerError
 from rapid_dist.privacy.accounting import Epsilons, PrivacyPlan, epsilons
 from rapid_dist.privacy.dataset_total import dataset_epsilons
+from rapid_dist.privacy.keeper import stopped_short
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import (
     DiscreteDpSgdEvent,
@@ -47,6 +48,7 @@ class Claim:
     num_discrete: int  # Entries of the ledger among those with secure noise.
     num_entries: int
     ledger_head: str
+    stopped: str = ""  # How the run stopped short of its plan, if it did.
 
     @property
     def within_budget(self) -> bool:
@@ -81,6 +83,7 @@ class Claim:
             f"composed at delta {self.budget.delta:g}: PLD {rounded_up(spent.pld)}, "
             f"PRV {rounded_up(spent.prv)} (the larger is claimed), "
             f"RDP {rounded_up(spent.rdp)} for comparison.",
+            *([f"The run {self.stopped}."] if self.stopped else []),
             f"All runs ever charged to {self.dataset!r} together: epsilon "
             f"{rounded_up(whole.reported)} for one {self.unit_name} at the same delta. "
             f"Ledger head {self.ledger_head}.",
@@ -153,6 +156,7 @@ def claim(
         ),
         num_entries=len(events),
         ledger_head=ledger.head,
+        stopped=stopped_short(ledger, run)[1],
     )
 
 
@@ -160,14 +164,17 @@ def require_charged(plan: PrivacyPlan, ledger: Ledger, run: str) -> None:
     """Refuses a ledger that cannot be the one a finished run was charged to.
 
     A ledger that was moved, restored from an old copy or cut at its end still has a whole chain,
-    but it lacks what the run has released.
+    but it lacks what the run has released. Steps that a run had to leave out, because crashes had
+    taken what would have paid for them, are not missing: the ledger itself says so.
 
     Raises:
       LedgerError: a planned query or a planned step of the run is not in the ledger.
     """
     ledger.refresh()
     entries = [entry for entry in ledger.entries() if entry.run == run]
-    planned = set(range(plan.stepped.steps if plan.stepped else 0))
+    stopped_at, _ = stopped_short(ledger, run)
+    steps = plan.stepped.steps if plan.stepped else 0
+    planned = set(range(steps if stopped_at is None else min(steps, stopped_at)))
     missing = planned - {entry.step for entry in entries if entry.kind == "step"}
     # By their purposes: one that a crash made to be asked twice stands for no other.
     queries = {entry.note for entry in entries if entry.kind == "query"}

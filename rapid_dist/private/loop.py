@@ -5,14 +5,20 @@ not (P9). The number of steps is fixed before the first, by the plan and the led
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Protocol
 
 import torch
 
 from rapid_dist.collective import Collective
-from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    restore_training_state,
+    training_state,
+)
 from rapid_dist.diffusion.compute import device_of, precision_on
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.diffusion.ema import Ema
@@ -28,7 +34,9 @@ from rapid_dist.private.per_example import clipped_sum, trainable
 from rapid_dist.private.step import ClippedSum, PrivateStep
 from rapid_dist.private.subset import apply_subset
 
-OnStep = Callable[[dict[str, float]], None]
+# Takes the figures of a step. What it returns, if anything, is called when a checkpoint of that
+# step is written: this process, or its machine, was told to leave.
+OnStep = Callable[[dict[str, float]], Callable[[], None] | None]
 
 
 class Attempt(Protocol):
@@ -45,6 +53,8 @@ class Keeper(Protocol):
     def begin_attempt(self, after: tuple[int, int] | None = None) -> Attempt: ...
 
     def charge(self, step: int, attempt: int | None = None) -> None: ...
+
+    def stop_short(self, step: int, attempt: int | None = None) -> None: ...
 
 
 def train_private(
@@ -64,11 +74,13 @@ def train_private(
     """Trains in place by DP-SGD, where the denoiser is, and leaves the EMA weights in it, merged.
 
     After a restart it goes on from the last checkpoint, under a new attempt with new keys; steps
-    that are made again are charged again. The last four arguments are there for the audit, which
-    proves that it would notice a faulty part; nobody else gives them.
+    that are made again are charged again. If the budget then does not pay for all that are left,
+    the last one that it pays for is the last one, and the ledger says so. The last four arguments
+    are there for the audit, which proves that it would notice a faulty part; nobody else gives
+    them.
 
     Raises:
-      BudgetError: the budget does not pay for the steps that are left.
+      BudgetError: the budget does not pay for a single step.
       CheckpointError: the workers do not all start from the same state, or not from this plan's.
       LedgerError: the ledger lacks what has paid for the checkpoint.
       ConfigError: the network has a layer that is not known to be safe.
@@ -96,20 +108,17 @@ def train_private(
         restore_training_state(found.tensors, parameters, ema.average, optimizer)
         ema.updates = first = found.step
         after = (int(found.facts["attempt"]), first)  # The ledger has to know it.
-    if first > mechanism.steps:
-        raise CheckpointError(
-            f"The checkpoint is of step {first}, the plan has {mechanism.steps} steps. It is "
-            "another plan's: use another --out."
-        )
+        _refuse_other_plan(found, mechanism)
     draws = _cut_alike(draws, collective)
     start = {**denoiser.state_dict(), **training_state(parameters, ema.average, optimizer)}
     attempt, affordable, key = _open_attempt(
         collective, lambda: keeper.begin_attempt(after), new_key, first, _digest(first, start)
     )
-    if affordable < mechanism.steps - first:
+    end = min(mechanism.steps, first + affordable)
+    if end == 0:
         raise BudgetError(
-            f"The budget pays for {affordable} more steps, the run has "
-            f"{mechanism.steps - first} left. Plan with privacy.reserve_steps to pay for repeats."
+            f"The budget pays for none of the run's {mechanism.steps} steps any more. Use another "
+            "--out, and plan with privacy.reserve_steps to pay for repeats."
         )
     sampler_type = sampler_type or sampler_for(mechanism.noise)
     private_step = step_type(
@@ -122,7 +131,7 @@ def train_private(
         charge=lambda step: keeper.charge(step, attempt),
         engine=engine,
     )
-    for step in range(first, mechanism.steps):
+    for step in range(first, end):
         flat = private_step.noised_gradient(denoiser, step)
         rate = min(1.0, (step + 1) / max(1, draws.config.warmup_steps))
         for group in optimizer.param_groups:
@@ -133,16 +142,43 @@ def train_private(
         optimizer.step()
         ema.update()
         done = step + 1
-        on_step({"step": done, "steps": mechanism.steps, "rows": mechanism.expected_batch})
-        last = done == mechanism.steps
-        if collective.rank == 0 and (last or done % draws.config.checkpoint_every == 0):
+        figures = {"step": done, "steps": mechanism.steps, "rows": mechanism.expected_batch}
+        leave = on_step(dict(figures))
+        is_due = done == end or done % draws.config.checkpoint_every == 0
+        if collective.rank == 0 and (is_due or leave is not None):
             checkpoints.save(
-                done, training_state(parameters, ema.average, optimizer), {"attempt": attempt}
+                done,
+                training_state(parameters, ema.average, optimizer),
+                # Attempt and step name the entry of the ledger that the state is paid for until.
+                {"attempt": attempt, "figures": figures, "mechanism": asdict(mechanism)},
             )
+        if leave is not None:
+            leave()
+    if end < mechanism.steps and collective.rank == 0:
+        keeper.stop_short(end, attempt)
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)
     merge_adapters(denoiser)
+
+
+def _refuse_other_plan(found: Checkpoint, mechanism: DpSgdConfig) -> None:
+    """Rate, noise, clip and expected batch never change within a run, whatever else does."""
+    if found.step > mechanism.steps:
+        raise CheckpointError(
+            f"The checkpoint is of step {found.step}, the plan has {mechanism.steps} steps. It is "
+            "another plan's: use another --out."
+        )
+    now = asdict(mechanism)
+    for name, was in found.facts.get("mechanism", now).items():
+        same = now.get(name) == was
+        if isinstance(was, float):  # Another machine may solve the last digits otherwise.
+            same = math.isclose(was, now.get(name, math.nan), rel_tol=1e-6)
+        if not same:
+            raise CheckpointError(
+                f"The checkpoint was made with {name}={was}, the plan has {now.get(name)}. Go on "
+                "with the settings and the version that began the run, or use another --out."
+            )
 
 
 def _cut_alike(draws: DrawMaker, collective: Collective) -> DrawMaker:

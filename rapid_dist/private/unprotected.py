@@ -24,7 +24,7 @@ from rapid_dist.private.lora import merge_adapters
 from rapid_dist.private.per_example import trainable
 from rapid_dist.private.subset import apply_subset
 
-OnStep = Callable[[dict[str, float]], None]
+OnStep = Callable[[dict[str, float]], Callable[[], None] | None]  # As of the private loop.
 
 
 def train_unprotected(
@@ -85,9 +85,14 @@ def train_unprotected(
         optimizer.step()
         ema.update()
         done = step + 1
-        on_step({"step": done, "steps": steps, "rows": expected_batch})
-        if collective.rank == 0 and (done == steps or done % config.checkpoint_every == 0):
-            checkpoints.save(done, training_state(parameters, ema.average, optimizer), {})
+        figures = {"step": done, "steps": steps, "rows": expected_batch}
+        leave = on_step(dict(figures))
+        is_due = done == steps or done % config.checkpoint_every == 0 or leave is not None
+        if collective.rank == 0 and is_due:
+            state = training_state(parameters, ema.average, optimizer)
+            checkpoints.save(done, state, {"figures": figures})
+        if leave is not None:
+            leave()
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)

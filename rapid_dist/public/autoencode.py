@@ -149,10 +149,14 @@ def train_autoencoder(
         optimizer.step()
         ema.update()
         done = step + 1
-        on_step({"step": done, "steps": steps, "rows": config.batch_size, "loss": mean_loss})
-        due = done % config.checkpoint_every == 0 and done < steps
-        if checkpoints and due and collective.rank == 0:
-            checkpoints.save(done, training_state(parameters, ema.average, optimizer), {})
+        figures = {"step": done, "steps": steps, "rows": config.batch_size, "loss": mean_loss}
+        leave = on_step(dict(figures))
+        due = done % config.checkpoint_every == 0 or leave is not None
+        if checkpoints and due and done < steps and collective.rank == 0:
+            state = training_state(parameters, ema.average, optimizer)
+            checkpoints.save(done, state, {"figures": figures})
+        if leave is not None:
+            leave()
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)

@@ -18,7 +18,9 @@ from rapid_dist.diffusion.ema import Ema
 from rapid_dist.diffusion.loss import Rows, row_losses
 
 DrawRows = Callable[[torch.Generator, int], Rows]  # (randomness, number of rows) -> rows
-OnStep = Callable[[dict[str, float]], None]
+# Takes the figures of a step. What it returns, if anything, is called when a checkpoint of that
+# step is written: this process, or its machine, was told to leave.
+OnStep = Callable[[dict[str, float]], Callable[[], None] | None]
 
 
 class FitConfig(Protocol):
@@ -72,11 +74,15 @@ def fit_denoiser(
         mean_loss = flat_gradient(loss, parameters, collective)
         optimizer.step()
         ema.update()
-        on_step({"step": step + 1, "steps": steps, "rows": batch_size, "loss": mean_loss})
         done = step + 1
-        is_due = done % config.checkpoint_every == 0 and done < steps
-        if checkpoints and is_due and collective.rank == 0:
-            checkpoints.save(done, training_state(parameters, ema.average, optimizer), {})
+        figures = {"step": done, "steps": steps, "rows": batch_size, "loss": mean_loss}
+        leave = on_step(dict(figures))
+        is_due = done % config.checkpoint_every == 0 or leave is not None
+        if checkpoints and is_due and done < steps and collective.rank == 0:
+            state = training_state(parameters, ema.average, optimizer)
+            checkpoints.save(done, state, {"figures": figures})
+        if leave is not None:
+            leave()
     for parameter in parameters:
         parameter.grad = None
     ema.copy_to(parameters)

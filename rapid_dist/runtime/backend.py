@@ -23,6 +23,7 @@ from rapid_dist.runtime.metrics import RayMeter, StageMeter
 from rapid_dist.runtime.placement import choose_search
 from rapid_dist.runtime.placement_roles import actor_place, phases
 from rapid_dist.runtime.search_pool import SearchPool
+from rapid_dist.runtime.signals import Notice
 from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers
 from rapid_dist.runtime.trajectory_pool import TrajectoryPool
 from rapid_dist.storage import Storage
@@ -88,9 +89,10 @@ class ProcessBackend:
         make_keeper: KeeperMaker,
         on_report: OnReport,
         on_note: OnNote = lambda line: None,
+        notice: Notice | None = None,
     ) -> None:
         self.workers: Workers = ProcessWorkers(
-            threads=runtime.threads_per_worker, on_report=on_report
+            threads=runtime.threads_per_worker, on_report=on_report, notice=notice
         )
         self.num_workers = 1
         self.device = device_named(runtime.device).type
@@ -126,6 +128,7 @@ class RayBackend:
         make_keeper: KeeperMaker,
         on_report: OnReport,
         on_note: OnNote = lambda line: None,
+        notice: Notice | None = None,
     ) -> None:
         self.device = device_on_cluster(runtime, cluster_resources(runtime.worker_labels))
         self._training = RayWorkers(
@@ -135,6 +138,8 @@ class RayBackend:
             on_report=on_report,
             labels=runtime.worker_labels,
             run=make_keeper.run,
+            hang_minutes=runtime.hang_minutes,
+            notice=notice,
         )
         self.workers: Workers = self._training
         self.num_workers = runtime.workers

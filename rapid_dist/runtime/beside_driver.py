@@ -36,6 +36,8 @@ class Mailbox:
         self._starts = 0
         self._present: set[int] = set()  # Ranks that have asked since the roll was called.
         self._is_ended = False
+        self._is_leaving = False
+        self._has_left = False
 
     def give(self, task: list[Any]) -> None:
         """Takes the next task, in a list, by its reference: it is opened where it is done."""
@@ -43,6 +45,16 @@ class Mailbox:
 
     def end(self) -> None:
         self._is_ended = True
+
+    def leave(self) -> None:
+        """The driver was told to leave: the loop that is at work writes a checkpoint and ends."""
+        self._is_leaving = True
+
+    def left(self) -> None:
+        self._has_left = True
+
+    def has_left(self) -> bool:
+        return self._has_left
 
     def collect(self) -> tuple[list[tuple[dict[str, float], str]], bool]:
         """Returns the reports since it was last asked, and whether the task is done by all."""
@@ -76,8 +88,10 @@ class Mailbox:
             return None
         return self._number, self._task
 
-    def post(self, figures: dict[str, float], part: str) -> None:
+    def post(self, figures: dict[str, float], part: str) -> bool:
+        """Takes a report; returns whether the worker is to leave."""
         self._reports.append((figures, part))
+        return self._is_leaving
 
     def refuse(self, kind: str, message: str) -> None:
         self._refusal = self._refusal or (kind, message)

@@ -31,6 +31,12 @@ class KeeperClient:
         """Returns when the entry is durable; raises what the keeper raised."""
         _asked(self._actor.charge.remote(step, attempt), type(None))
 
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        _asked(self._actor.stop_short.remote(step, attempt), type(None))
+
+    def stopped(self) -> str:
+        return _asked(self._actor.stopped.remote(), str)
+
     def charge_query(self, event: GaussianEvent, purpose: str) -> None:
         _asked(self._actor.charge_query.remote(event, purpose), type(None))
 
@@ -63,6 +69,12 @@ class _Keeper:
 
     def charge(self, step: int, attempt: int | None = None) -> None:
         self._keeper().charge(step, attempt)
+
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        self._keeper().stop_short(step, attempt)
+
+    def stopped(self) -> str:
+        return self._keeper().stopped()
 
     def charge_query(self, event: GaussianEvent, purpose: str) -> None:
         self._keeper().charge_query(event, purpose)

@@ -11,6 +11,7 @@ from typing import Any
 from rapid_dist.config import Recipe, method_settings, recipe_hash, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
+from rapid_dist.leftovers import remove_leftovers
 from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.evaluation_stage import require_features
@@ -36,7 +37,7 @@ from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_lineage, record_results
 from rapid_dist.runtime.room import searchers_beside
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
-from rapid_dist.runtime.signals import stop_on_sigterm
+from rapid_dist.runtime.signals import Notice, stop_on_sigterm
 from rapid_dist.runtime.submit_metadata import note_in_job
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 from rapid_dist.runtime.tracking_place import internal_place, server_of, tracking_place
@@ -130,6 +131,9 @@ def run(
             require_features(prepared.settings)
     require_writable(prepared.places)
     with locked(prepared.places.out):
+        for place in asdict(prepared.places).values():
+            if "://" not in place:
+                remove_leftovers(place)
         return _run(prepared, command, progress, engine)
 
 
@@ -167,7 +171,8 @@ def _run(
             note_in_job({"run": directory.run, "recipe_hash": recipe_hash(recipe)})
         logs = JsonProgress(directory.run) if wants_json() else Progress()
         progress = open_things.enter_context(progress or logs)
-        open_things.enter_context(stop_on_sigterm())  # After Ray, which would exit at once.
+        notice = Notice()
+        open_things.enter_context(stop_on_sigterm(notice))  # After Ray, which would exit at once.
         tracker = Tracker(place, recipe.tracking.experiment)
         tracked = open_things.enter_context(
             tracker.run(
@@ -182,7 +187,9 @@ def _run(
             if catalog.promise_of(prepared.settings) == "charged":
                 open_things.enter_context(_epsilon_watch(prepared, directory, meter))
         figures = Figures(directory.storage, progress, debug=recipe.runtime.debug, observe=observe)
-        context = replace(_context(prepared, directory, figures, open_things), engine=engine)
+        context = replace(
+            _context(prepared, directory, figures, notice, open_things), engine=engine
+        )
         for stage in chosen:
             if stage not in waiting:
                 progress.note(f"{stage.name:<14} done before")
@@ -256,7 +263,11 @@ def _is_done(prepared: Prepared, directory: RunDirectory, stage: Stage) -> bool:
 
 
 def _context(
-    prepared: Prepared, directory: RunDirectory, figures: Figures, open_things: ExitStack
+    prepared: Prepared,
+    directory: RunDirectory,
+    figures: Figures,
+    notice: Notice,
+    open_things: ExitStack,
 ) -> RunContext:
     recipe, where = prepared.recipe, prepared.places
     maker = KeeperMaker(
@@ -267,7 +278,7 @@ def _context(
         unit=recipe.data.private.unit_id,
     )
     kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
-    backend = kind(recipe.runtime, maker, figures.on_report, figures.note)
+    backend = kind(recipe.runtime, maker, figures.on_report, figures.note, notice)
     open_things.callback(backend.close)
     return RunContext(
         settings=prepared.settings,

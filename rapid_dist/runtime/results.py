@@ -88,6 +88,7 @@ def privacy_figures(recipe: Recipe, plan: PrivacyPlan, claim: Claim) -> dict[str
         "max_grad_norm": None if plan.retrieval else recipe.privacy.max_grad_norm,
         **({"neighbors": plan.retrieval.neighbors} if plan.retrieval else {}),
         "run": claim.run,
+        **({"stopped": claim.stopped} if claim.stopped else {}),
         "ledger_head": claim.ledger_head,
         "dataset_epsilon": claim.dataset_spent.reported,
     }

@@ -15,24 +15,34 @@ import torch
 
 from rapid_dist.collective import SingleProcess
 from rapid_dist.methods.context import Task
+from rapid_dist.runtime.signals import Notice
 from rapid_dist.runtime.worker_group import WorkerGroup
 
 
 class ProcessWorkers:
     """The group of one: the loop runs here, in this process."""
 
-    def __init__(self, *, threads: int, on_report: Callable[[str, dict[str, float]], None]) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int,
+        on_report: Callable[[str, dict[str, float]], None],
+        notice: Notice | None = None,
+    ) -> None:
         self._threads = threads
         self._on_report = on_report
+        self._notice = notice or Notice()
 
     def run(self, task: Task, *, name: str, num_workers: int, private: bool = True) -> None:
         """Runs the loop once; the world has size one whatever ``num_workers`` says."""
         torch.set_num_threads(self._threads)
 
-        def report(figures: dict[str, float], part: str = "") -> None:
+        def report(figures: dict[str, float], part: str = "") -> Callable[[], None] | None:
             self._on_report(f"{name} {part}".rstrip(), figures)
+            return None if part else self._notice.asked()
 
-        task(SingleProcess(), report)
+        with self._notice.heard():
+            task(SingleProcess(), report)
 
 
 class RayWorkers:
@@ -51,8 +61,12 @@ class RayWorkers:
         device: str = "cpu",
         labels: Mapping[str, str] | None = None,
         run: str = "",
+        hang_minutes: float = 30.0,
+        notice: Notice | None = None,
     ) -> None:
         self._threads = threads
+        self._hang_minutes = hang_minutes
+        self._notice = notice or Notice()
         self._use_gpu = device == "cuda"
         self._max_failures = max_failures
         self._on_report = on_report
@@ -78,13 +92,16 @@ class RayWorkers:
                 max_failures=self._max_failures,
                 labels=self._labels,
                 run=self._run_name,
+                hang_minutes=self._hang_minutes,
+                notice=self._notice,
             )
 
         def report(figures: dict[str, float], part: str) -> None:
             self._on_report(f"{name} {part}".rstrip(), figures)
 
         try:
-            self._group.run(task, name, report)
+            with self._notice.heard():
+                self._group.run(task, name, report)
         except BaseException:
             self.release()
             raise

@@ -20,20 +20,25 @@ import ray
 import torch
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer  # As ray.train gives it, but typed.
 
 import rapid_dist.errors
-from rapid_dist.collective import TorchCollective
+from rapid_dist.collective import TorchCollective, UnansweredError
 from rapid_dist.errors import RapidError
 from rapid_dist.methods.context import Task
 from rapid_dist.runtime.beside_driver import Mailbox, place_beside_driver
 from rapid_dist.runtime.metrics_log import event, wants_json
+from rapid_dist.runtime.signals import Notice
 
 POLL_SEC = 0.25
 ROLL_SEC = 10.0  # For all workers to ask for a task, as each does every POLL_SEC.
 CLOSE_SEC = 60.0  # For workers without a task to leave; they end with the driver at the latest.
+_HANGS = {UnansweredError.__name__, "WorkerHealthCheckTimeoutError"}  # Ray's is not public.
 CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowhere, for ever.
+PREEMPTIONS = 100  # Nodes that were taken away; no limit by default as well.
+LEAVE_SEC = 120.0  # For the step that is being made, and its checkpoint.
 
 
 class WorkerGroup:
@@ -48,14 +53,19 @@ class WorkerGroup:
         max_failures: int,
         labels: Mapping[str, str] | None = None,
         run: str = "",
+        hang_minutes: float = 30.0,
+        notice: Notice | None = None,
     ) -> None:
         """Starts it.
 
         Args:
           labels: of nodes that may hold a worker; all nodes by default.
           run: what the workers' logs are of.
+          hang_minutes: how long workers wait for one that does not answer.
+          notice: whether the driver was told to leave.
         """
         self._run_name = run
+        self._notice = notice or Notice()
         self._num_workers = num_workers
         self._mailbox = place_beside_driver(Mailbox, num_workers)
         # Train's own records, of no use to us: a fresh name each time, so that Train never
@@ -67,7 +77,10 @@ class WorkerGroup:
         self._trainer = TorchTrainer(
             _served(self._mailbox, threads, wants_json()),
             # Bytes go by Gloo either way; a sum goes by where its vector is.
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+                timeout_s=max(1, round(60 * hang_minutes)),
+            ),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
                 use_gpu=use_gpu,  # Train then makes each worker's device its default.
@@ -80,6 +93,7 @@ class WorkerGroup:
                 failure_config=FailureConfig(
                     max_failures=max_failures,
                     controller_failure_limit=CONTROLLER_FAILURES,
+                    max_preemption_failures=PREEMPTIONS,
                 ),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -122,8 +136,10 @@ class WorkerGroup:
         given = ray.put(task)  # In a list below, or Ray would open it for the mailbox.
         self._is_idle = False
         ray.get(self._mailbox.give.remote([given, self._run_name, name]))
+        leaves = Leave(self._notice, self._mailbox)
         while True:
             self._thread.join(POLL_SEC)
+            leaves.look()
             is_over = not self._thread.is_alive()  # Asked first: no last report is missed.
             reports, is_done = ray.get(self._mailbox.collect.remote())
             for figures, part in reports:
@@ -154,6 +170,25 @@ class WorkerGroup:
             self._remove_records()
 
 
+class Leave:
+    """Hands a notice that the driver was given on to the workers, and leaves when they have."""
+
+    def __init__(self, notice: Notice, mailbox: Any) -> None:
+        self._notice, self._mailbox = notice, mailbox
+        self._give_up: float | None = None  # When nobody is waited for any more.
+
+    def look(self) -> None:
+        """Raises ``KeyboardInterrupt`` once the workers' checkpoint is written, or late."""
+        self._notice.hear()
+        if not self._notice.is_given:
+            return
+        if self._give_up is None:
+            self._give_up = time.monotonic() + LEAVE_SEC
+            ray.get(self._mailbox.leave.remote())
+        if ray.get(self._mailbox.has_left.remote()) or time.monotonic() > self._give_up:
+            raise KeyboardInterrupt
+
+
 def _served(mailbox: Any, threads: int, logs: bool) -> Callable[[], None]:
     """Returns what Ray Train runs on every worker."""
 
@@ -167,6 +202,10 @@ def _served(mailbox: Any, threads: int, logs: bool) -> Callable[[], None]:
 
 class _GoneError(Exception):
     """The mailbox has been closed, and its driver waits for nothing more."""
+
+
+class _LeftError(Exception):
+    """The driver leaves, and what was done so far is in a checkpoint, if the loop has any."""
 
 
 def _asked(reference: Any) -> Any:
@@ -183,6 +222,8 @@ class _Server:
     def __init__(self, mailbox: Any, logs: bool) -> None:
         self._mailbox = mailbox
         self._logs = logs
+        self._answer: Any = None  # Of the mailbox, to the last report.
+        self._was_told = False
         self._collective = TorchCollective()
         self._start = self._known_to_all(self._begin() if self._collective.rank == 0 else 0)
 
@@ -229,15 +270,49 @@ class _Server:
                 _asked(self._mailbox.refuse.remote(type(error).__name__, str(error)))
             raise
 
-    def _report(self, figures: dict[str, float], part: str = "") -> None:
-        if self._collective.rank == 0:
-            self._mailbox.post.remote(figures, part)
+    def _report(self, figures: dict[str, float], part: str = "") -> Callable[[], None] | None:
+        """Posts a report, and waits for nothing: what the mailbox answers is read at the next."""
+        if self._collective.rank != 0:
+            return None
+        before, self._answer = self._answer, self._mailbox.post.remote(figures, part)
+        if part:
+            return None
+        if before is not None and ray.wait([before], timeout=0)[0] and _asked(before):
+            if self._was_told:  # This loop has no checkpoints.
+                self._leave()
+            self._was_told = True
+            return self._leave
+        # A node that is about to be taken away: Train starts the group again elsewhere when it is.
+        # Until then every step may be the last.
+        return _go_on if is_preempted() else None
+
+    def _leave(self) -> None:
+        _asked(self._mailbox.left.remote())
+        raise _LeftError
+
+
+def is_preempted() -> bool:
+    """Whether Ray has said that a node of this group will be taken away.
+
+    ``ray.train.get_preemption_info`` says the same, and has all ranks wait for each other to do so.
+    """
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _go_on() -> None:
+    pass
 
 
 def _in_one_line(name: str, failure: Exception) -> str:
     """Returns what went wrong without any message of the loop's own, which may be private (P9)."""
     failures: dict[int, Exception] = getattr(failure, "worker_failures", {})
     kinds = sorted({type(error).__name__ for error in failures.values()})
+    if kinds and {*kinds} <= _HANGS:  # And none has died, which the others wait for as well.
+        return (
+            f"Stage {name} failed: a worker did not answer the others, for it hangs or has lost "
+            "its network, and runtime.max_failures allows no further start. Look at the nodes, "
+            "then run the same command again to resume; runtime.hang_minutes is how long is waited."
+        )
     cause = f"its workers raised {', '.join(kinds)}" if kinds else type(failure).__name__
     return (
         f"Stage {name} failed: {cause}, and runtime.max_failures allows no further start. Run the "

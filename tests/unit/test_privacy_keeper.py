@@ -289,6 +289,42 @@ def test_a_ledger_that_lacks_what_a_run_released_is_refused(
         require_charged(_plan(), _ledger(storage), "run-1")
 
 
+def test_steps_that_a_run_left_out_for_its_budget_are_not_missed_and_others_are() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    _charge_prior(keeper)
+    for step in range(10):
+        keeper.charge(step)
+    with pytest.raises(LedgerError, match="lacks 2 of 12 steps"):
+        require_charged(_plan(), _ledger(storage), "run-1")
+    keeper.stop_short(10)
+    require_charged(_plan(), _ledger(storage), "run-1")
+    assert keeper.spent() == _keeper(storage).spent()  # Saying so costs nothing.
+    cut = {
+        name: data
+        for name, data in storage.files.items()
+        if data != storage.files[max(storage.files)]
+    }
+    with pytest.raises(LedgerError, match="lacks 2 of 12 steps"):
+        require_charged(_plan(), _ledger(MemoryStorage(cut)), "run-1")
+
+
+def test_a_claim_says_where_a_run_stopped_short() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    keeper.charge(0)
+    before = claim(CONFIG, NUM_RECORDS, _ledger(storage), "run-1")
+    assert not any("stopped" in sentence for sentence in before.sentences)
+    keeper.stop_short(1)
+    after = claim(CONFIG, NUM_RECORDS, _ledger(storage), "run-1")
+    said = "The run stopped after step 1 of 12, for the budget pays for no more."
+    assert said in after.sentences
+    with pytest.raises(LedgerError, match="fenced"):
+        keeper.stop_short(1, attempt=7)
+
+
 @pytest.mark.parametrize("second", ["counts", "prior histogram"])
 def test_a_query_that_was_asked_twice_stands_for_no_other(second: str) -> None:
     query = GaussianEvent(noise_multiplier=50.0)
