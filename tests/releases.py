@@ -69,7 +69,8 @@ def tiny_evidence(**changes: Any) -> Evidence:
         "events": planned.events, "plan": planned, "audit": tiny_audit(),
         "versions": dict.fromkeys(VERSIONS, "1"), "public_data": (tiny_source(),),
         "contamination": {"policy": "accept"}, "looks_for_duplicates": True, "selection": None,
-        "trial_fault": "", "bundle_fault": "", "traces": (),
+        "stated_selection": changes.get("selection"), "trial_fault": "", "bundle_fault": "",
+        "traces": (),
     }  # fmt: skip
     return Evidence(**{**values, **changes})
 

@@ -29,6 +29,7 @@ from rapid_dist.privacy.mechanism import (
     DpSgdConfig,
     DpSgdEvent,
     Event,
+    RetrievalConfig,
 )
 
 _GRID = 300  # Points of a curve; fewer promise less.
@@ -48,6 +49,16 @@ def steps_of(mechanism: DpSgdConfig, steps: int) -> DpSgdEvent:
         return DpSgdEvent(sample_rate=rate, noise_multiplier=noise, steps=steps)
     return DiscreteDpSgdEvent(
         sample_rate=rate, noise_multiplier=noise, steps=steps, units=UNITS, values=MOST_VALUES
+    )
+
+
+def rounds_of(mechanism: RetrievalConfig, rounds: int) -> DpSgdEvent:
+    """Returns what so many rounds of a private index release: each is priced as a step."""
+    rate, noise = mechanism.sample_rate, mechanism.noise_multiplier
+    if mechanism.noise == "fast":
+        return DpSgdEvent(sample_rate=rate, noise_multiplier=noise, steps=rounds)
+    return DiscreteDpSgdEvent(
+        sample_rate=rate, noise_multiplier=noise, steps=rounds, units=UNITS, values=MOST_VALUES
     )
 
 

@@ -9,9 +9,10 @@ the releases that were seen, by the libraries' own accountants (accountants.py).
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from rapid_dist.audit.accountants import pld_epsilon, prv_epsilon, rdp_epsilon, steps_of
 from rapid_dist.audit.contribution import extreme_images
@@ -21,7 +22,7 @@ from rapid_dist.audit.subject import RUN, Subject
 from rapid_dist.errors import RapidError
 from rapid_dist.privacy.accounting import Epsilons
 from rapid_dist.privacy.ledger import Entry
-from rapid_dist.privacy.mechanism import Event
+from rapid_dist.privacy.mechanism import DpSgdEvent, Event, GaussianEvent
 from rapid_dist.privacy.settings import Budget
 
 CHECK = "accounting"
@@ -32,6 +33,22 @@ _UNITS = 6
 _STEPS: dict[Profile, int] = {"quick": 6, "full": 20}
 _EVERY = 2  # Steps between checkpoints.
 _CRASH_AFTER = 3  # Not a multiple of it, so that a step is repeated.
+
+
+class Planned(Protocol):
+    """What a subject says of the recipe's plan."""
+
+    @property
+    def planned(self) -> tuple[Event, ...]: ...
+
+    @property
+    def queries(self) -> tuple[GaussianEvent, ...]: ...
+
+    @property
+    def budget(self) -> Budget: ...
+
+    @property
+    def epsilons(self) -> Callable[..., Epsilons]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +73,8 @@ def check_accounting(subject: Subject, profile: Profile) -> list[CheckResult]:
         _charged_first(runs),
         _epsilon_of_releases(runs),
         _plan_is_ledger(runs),
-        _epsilon_of_plan(subject),
-        _within_budget(subject),
+        epsilon_of_plan(subject),
+        within_budget(subject),
         _refused_beyond(runs),
     ]
 
@@ -138,8 +155,8 @@ def _charged_first(runs: _Runs) -> CheckResult:
 
 def _epsilon_of_releases(runs: _Runs) -> CheckResult:
     made = sum(len(part.released) for part in runs.broken)
-    return _compared(
-        runs.subject,
+    return compared(
+        runs.subject.budget.delta,
         [steps_of(runs.subject.mechanism, made)],
         runs.claimed,
         question="Is the epsilon of a crashed and resumed run the one of all that it released?",
@@ -147,19 +164,21 @@ def _epsilon_of_releases(runs: _Runs) -> CheckResult:
     )
 
 
-def _epsilon_of_plan(subject: Subject) -> CheckResult:
+def epsilon_of_plan(subject: Planned) -> CheckResult:
+    """Holds what the product says that a plan costs against the libraries."""
     events = subject.planned
     claimed = subject.epsilons(events, subject.budget.delta)
-    return _compared(
-        subject,
+    steps = sum(event.steps for event in events if isinstance(event, DpSgdEvent))
+    return compared(
+        subject.budget.delta,
         events,
         claimed,
         question="Is the epsilon of the recipe's plan the one of the libraries' accountants?",
-        detail=f"{len(subject.queries)} queries, {subject.mechanism.steps} steps of the recipe.",
+        detail=f"{len(subject.queries)} queries, {steps} steps of the recipe, reserve included.",
     )
 
 
-def _within_budget(subject: Subject) -> CheckResult:
+def within_budget(subject: Planned) -> CheckResult:
     """By the library alone: what was planned to be released, all of it."""
     budget = subject.budget
     found = pld_epsilon(subject.planned, budget.delta)
@@ -173,10 +192,10 @@ def _within_budget(subject: Subject) -> CheckResult:
     )
 
 
-def _compared(
-    subject: Subject, events: Sequence[Event], claimed: Epsilons, *, question: str, detail: str
+def compared(
+    delta: float, events: Sequence[Event], claimed: Epsilons, *, question: str, detail: str
 ) -> CheckResult:
-    delta = subject.budget.delta
+    """Holds a claimed epsilon against the libraries' for the events that were seen."""
     pld, prv, rdp = (of(events, delta) for of in (pld_epsilon, prv_epsilon, rdp_epsilon))
     reported = claimed.reported
     # Its PLD is held against the PLD: what discrete noise costs would be lost in the PRV's error.

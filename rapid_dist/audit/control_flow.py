@@ -38,6 +38,7 @@ _UNITS = 8
 _STEPS: dict[Profile, int] = {"quick": 8, "full": 24}
 _WORKERS = 2
 _HASH = re.compile(r"[0-9a-f]{8,}")  # A content's hash in a file's name.
+Run = Callable[[PrivateImages, Path], Observed]  # (data, folder) -> what was seen.
 _OWN = {"time", "writer", "hash", "previous"}  # Of an entry: clock, process and chain.
 
 
@@ -51,7 +52,27 @@ def check_control_flow(subject: Subject, profile: Profile) -> list[CheckResult]:
         config=replace(small.config, checkpoint_every=2),
         mechanism=replace(small.mechanism, steps=_STEPS[profile]),
     )
-    return [_same_course(small), _same_bytes(small)]
+
+    def canned(released: torch.Tensor, step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(step)
+        stddev = small.mechanism.noise_stddev / small.mechanism.expected_batch
+        return stddev * torch.randn(released.shape, generator=generator)
+
+    def on_workers(images: PrivateImages, folder: Path) -> Observed:
+        workers, own = ThreadWorkers(_WORKERS), replace(small, images=images)
+        return observe(own, folder, _ample(small), workers=workers)
+
+    def by_hand(images: PrivateImages, folder: Path) -> Observed:
+        return observe(replace(small, images=images), folder, _ample(small), canned=canned)
+
+    return [
+        same_course(
+            small.images,
+            on_workers,
+            f"On {_WORKERS} workers; micro-batches are as many as the key, not the data, says.",
+        ),
+        same_bytes(small.images, by_hand),
+    ]
 
 
 def neighbours(images: PrivateImages) -> dict[str, PrivateImages]:
@@ -72,11 +93,11 @@ def neighbours(images: PrivateImages) -> dict[str, PrivateImages]:
     }
 
 
-def _same_course(subject: Subject) -> CheckResult:
-    own = _course(subject, subject.images)
+def same_course(images: PrivateImages, run: Run, detail: str = "") -> CheckResult:
+    """Runs on neighbouring data sets, and compares what shows of each but its content."""
+    own = _course(images, run)
     found = {
-        name: _differences(own, _course(subject, images))
-        for name, images in neighbours(subject.images).items()
+        name: _differences(own, _course(other, run)) for name, other in neighbours(images).items()
     }
     return CheckResult(
         check=CHECK,
@@ -86,23 +107,18 @@ def _same_course(subject: Subject) -> CheckResult:
         false_alarm=0.0,
         passed=not any(found.values()),
         detail=(
-            f"{own['steps']} steps on {_WORKERS} workers, {len(own['messages'][0])} exchanges, "
-            f"{len(own['keeper'])} questions to the keeper, {len(own['files'])} files; the key is "
-            "the same. Micro-batches are as many as the key, not the data, says."
-        ),
+            f"{own['steps']} steps, {sum(len(one) for one in own['messages'])} exchanges between "
+            f"workers, {len(own['keeper'])} questions to the keeper, {len(own['files'])} files; "
+            f"the key is the same. {detail}"
+        ).rstrip(),
     )
 
 
-def _same_bytes(subject: Subject) -> CheckResult:
-    def canned(released: torch.Tensor, step: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(step)
-        stddev = subject.mechanism.noise_stddev / subject.mechanism.expected_batch
-        return stddev * torch.randn(released.shape, generator=generator)
-
-    own = _content(subject, subject.images, canned)
+def same_bytes(images: PrivateImages, run: Run) -> CheckResult:
+    """Runs on neighbouring data sets whose releases are put in by hand, and compares all bytes."""
+    own = _content(images, run)
     found = {
-        name: _differences(own, _content(subject, images, canned))
-        for name, images in neighbours(subject.images).items()
+        name: _differences(own, _content(other, run)) for name, other in neighbours(images).items()
     }
     return CheckResult(
         check=CHECK,
@@ -118,25 +134,16 @@ def _same_bytes(subject: Subject) -> CheckResult:
     )
 
 
-def _course(subject: Subject, images: PrivateImages) -> dict[str, Any]:
+def _course(images: PrivateImages, run: Run) -> dict[str, Any]:
     """What shows of a run on these images, as values that can be compared."""
-    workers = ThreadWorkers(_WORKERS)
     with tempfile.TemporaryDirectory() as folder:
-        seen = observe(
-            replace(subject, images=images), Path(folder), _ample(subject), workers=workers
-        )
+        seen = run(images, Path(folder))
         return {**_plain(seen), "files": _files(seen, lambda path: path.stat().st_size)}
 
 
-def _content(
-    subject: Subject,
-    images: PrivateImages,
-    canned: Callable[[torch.Tensor, int], torch.Tensor],
-) -> dict[str, Any]:
+def _content(images: PrivateImages, run: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        seen = observe(
-            replace(subject, images=images), Path(folder), _ample(subject), canned=canned
-        )
+        seen = run(images, Path(folder))
         weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in seen.weights)
         digest = hashlib.sha256(weights).hexdigest()
         return {**_plain(seen), "weights": digest, "files": _files(seen, _bytes_of)}

@@ -27,6 +27,7 @@ MOST_ENLARGED = 6
 _STRIDES = 40  # Numbers at most from one value of a series to the next, in a text.
 _ROUNDED = 2e-3  # Relative: a value of a series may be rounded to three digits.
 _DIGITS = 1e-7  # Relative: a value on its own must be told to float32's precision.
+_TOLD = 4  # Values at the head of an embedding by which it is told.
 _SINGLE = 3  # So many of them in one text are no chance.
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 _PNG, _ZIP = b"\x89PNG\r\n\x1a\n", b"PK\x03\x04"
@@ -43,12 +44,15 @@ class Markers:
     # One entry a call of the engine, which is one a step where a micro-batch holds a whole batch.
     losses: list[np.ndarray] = field(default_factory=list)  # float32 [B] each, a record's mean.
     norms: list[np.ndarray] = field(default_factory=list)  # float32 [B] each, before the clip.
+    # Of a private index: float [N, D], what stands in it, and one entry a round.
+    embeddings: np.ndarray | None = None
+    drawn: list[int] = field(default_factory=list)  # Records in a round's sample.
     _forms: dict[str, list[bytes]] = field(default_factory=dict)
     _forms_of: int = -1  # Calls of the engine that the forms know of.
 
     @property
     def sizes(self) -> list[int]:
-        return [len(losses) for losses in self.losses]
+        return [len(losses) for losses in self.losses] or self.drawn
 
     def watching(self, engine: ClippedSum) -> ClippedSum:
         """Returns the engine, which now leaves what it learns of its records here."""
@@ -81,8 +85,8 @@ class Markers:
         return found
 
     def _in_bytes(self, data: bytes) -> set[str]:
-        if self._forms_of != len(self.losses):  # They are many, and so are the files.
-            self._forms, self._forms_of = self._make_forms(), len(self.losses)
+        if self._forms_of != len(self.sizes):  # They are many, and so are the files.
+            self._forms, self._forms_of = self._make_forms(), len(self.sizes)
         return {kind for kind, forms in self._forms.items() if any(form in data for form in forms)}
 
     def _make_forms(self) -> dict[str, list[bytes]]:
@@ -93,6 +97,12 @@ class Markers:
             "losses": _value_forms(self.losses),
             "norms": _value_forms(self.norms),
         }
+        if self.embeddings is not None:
+            forms["embeddings"] = [
+                row[:_TOLD].astype(kind).tobytes()
+                for row in self.embeddings
+                for kind in ("<f4", "<f8")
+            ]
         if self._labels_tell():
             types = ("<i8", "<i4", "<f4", "u1")
             forms["labels"] = [self.labels[:32].astype(kind).tobytes() for kind in types]
@@ -108,6 +118,10 @@ class Markers:
         found = set()
         if any(_stands_in(numbers, row.astype(float)) for row in self._rows()):
             found.add("pixels")
+        if self.embeddings is not None and any(
+            _strided(numbers, row[:_TOLD], _ROUNDED, strides=1) for row in self.embeddings
+        ):
+            found.add("embeddings")
         if self._labels_tell() and _stands_in(numbers, self.labels[:32].astype(float)):
             found.add("labels")
         for name, series in self._series().items():

@@ -41,6 +41,7 @@ class Observed:
 
     released: list[tuple[int, int]] = field(default_factory=list)  # (attempt, step), in order.
     updates: int = 0  # Of the optimizer, however it came by its gradient.
+    looks: int = 0  # How often it was looked whether an entry was durable.
     late: int = 0  # Sums that were made, or released, before their entry was durable.
     messages: list[list[tuple[str, int]]] = field(default_factory=list)  # Of every rank.
     asked: list[tuple[Any, ...]] = field(default_factory=list)  # Of the keeper.
@@ -62,12 +63,16 @@ class DurableFolder:
         self._synced.add(os.fstat(descriptor).st_ino)
 
     def durable_steps(self) -> int:
-        """Entries of steps that a power cut would leave, read from the files themselves."""
+        """Entries of steps that a power cut would leave."""
+        return self.durable("step")
+
+    def durable(self, kind: str) -> int:
+        """Entries of a kind that a power cut would leave, read from the files themselves."""
         folder = self._root / self._dataset
         if not folder.is_dir() or folder.stat().st_ino not in self._synced:
             return 0
         entries = [p for p in folder.glob("*.json") if p.stat().st_ino in self._synced]
-        return sum(json.loads(path.read_bytes())["kind"] == "step" for path in entries)
+        return sum(json.loads(path.read_bytes())["kind"] == kind for path in entries)
 
     def ledger(self) -> Ledger:
         """The ledger as somebody else reads it."""
@@ -113,7 +118,7 @@ def observe(
         around = _WatchedCollective(collective, paid)
         store = LocalStorage(folder / "checkpoints", sync=lambda descriptor: None)
         watched.run(
-            around, _WatchedKeeper(keeper, seen), store, denoiser=denoisers[rank], on_step=on_step
+            around, WatchedKeeper(keeper, seen), store, denoiser=denoisers[rank], on_step=on_step
         )
 
     with contained(folder) as said, _counted(seen), contextlib.suppress(Crash):
@@ -192,7 +197,7 @@ class _WatchedCollective:
         self._inner.barrier()
 
 
-class _WatchedKeeper:
+class WatchedKeeper:
     """Notes what the keeper is asked, and by how many arguments."""
 
     def __init__(self, inner: LedgerKeeper, seen: Observed) -> None:

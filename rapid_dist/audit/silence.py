@@ -66,7 +66,7 @@ def check_silence(subject: Subject, profile: Profile) -> list[CheckResult]:
         assert seen.said is not None
         words = {"figures": str(seen.figures), "refusal": seen.refusal}
         return [
-            _searched(
+            searched(
                 "Does the loop of private training write and say nothing private?",
                 markers,
                 seen.said,
@@ -81,7 +81,7 @@ def check_pipeline_silence(pipeline: Pipeline, engine: ClippedSum) -> list[Check
     with tempfile.TemporaryDirectory() as folder:
         with contained(Path(folder)) as said:
             pipeline.run(Path(folder), markers.watching(engine))
-        whole = _searched(
+        whole = searched(
             "Does a whole run leave nothing private outside its internal folder?",
             markers,
             said,
@@ -94,7 +94,7 @@ def check_pipeline_silence(pipeline: Pipeline, engine: ClippedSum) -> list[Check
                 pipeline.run_broken(Path(folder))
             except RapidError as error:
                 refusal = str(error)
-        broken = _searched(
+        broken = searched(
             "Does a run that fails on a private file not name it?",
             markers,
             said,
@@ -104,7 +104,7 @@ def check_pipeline_silence(pipeline: Pipeline, engine: ClippedSum) -> list[Check
     return [whole, replace(broken, passed=broken.passed and bool(refusal))]
 
 
-def _searched(
+def searched(
     question: str,
     markers: Markers,
     said: Contained,
@@ -112,6 +112,7 @@ def _searched(
     *,
     exempt: tuple[str, ...] = (),
 ) -> CheckResult:
+    """Looks for the markers in every file and word, but for files in the folders ``exempt``."""
     spoken = {"log": "\n".join(said.lines), "terminal": said.printed, **(words or {})}
     contents: dict[str, bytes] = {name: text.encode() for name, text in spoken.items()}
     files = said.files(exempt=exempt)
@@ -129,7 +130,7 @@ def _searched(
             found[name] = sorted(kinds)
     left_out = len(said.files()) - len(files)
     listed = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in sorted(found.items())[:8])
-    calls = len(markers.losses)
+    calls = len(markers.sizes)
     return CheckResult(
         check=CHECK,
         question=question,
@@ -138,6 +139,6 @@ def _searched(
         false_alarm=FALSE_ALARM,
         passed=not found,
         detail=(f"{listed}. " if listed else "")
-        + f"{size / 2**20:.1f} MiB searched for pixels, labels, names, and losses, norms and sizes "
-        f"of {calls} batches; {left_out} files exempt.",
+        + f"{size / 2**20:.1f} MiB searched for pixels, labels, names, embeddings, and losses, "
+        f"norms and sizes of {calls} batches; {left_out} files exempt.",
     )

@@ -29,7 +29,7 @@ from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import Charge, ClippedSum, PrivateStep
 from rapid_dist.private.subset import apply_subset
-from rapid_dist.private.votes import noised_histogram
+from rapid_dist.private.votes import charged_histogram, noised_histogram
 from rapid_dist.storage import Storage
 
 RUN = "audit"  # Its name in a ledger; the ledger is a folder of the audit's own.
@@ -53,6 +53,15 @@ def open_keeper(
 
 
 @dataclass(frozen=True, kw_only=True)
+class VoteRound:
+    """One round of votes of a plan."""
+
+    what: str  # What is asked, in a question of the audit.
+    purpose: str  # Names the stream of its noise.
+    query: GaussianEvent
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """The parts under test, and what they are tried on.
 
@@ -68,6 +77,7 @@ class Subject:
     budget: Budget
     queries: tuple[GaussianEvent, ...] = ()  # All that the recipe's plan asks.
     prior: GaussianEvent | None = None  # The one among them that is the private prior's.
+    candidates: GaussianEvent | None = None  # And that of a second round, among candidates.
     reserve_steps: int = 0
 
     # The product's own, all of them.
@@ -77,6 +87,7 @@ class Subject:
     new_key: Callable[[], SecretKey] = SecretKey.generate
     train: Callable[..., None] = train_private
     noised_histogram: Callable[..., np.ndarray] = noised_histogram
+    charged_histogram: Callable[..., tuple[np.ndarray, int]] = charged_histogram
     make_keeper: Callable[[Storage, str, DpSgdConfig, Budget], LedgerKeeper] = open_keeper
     make_checkpoints: Callable[[Storage], Checkpoints] = Checkpoints
     epsilons: Callable[..., Epsilons] = epsilons
@@ -86,6 +97,19 @@ class Subject:
         """All that the recipe's plan releases: queries, steps, and the reserve."""
         steps = steps_of(self.mechanism, self.mechanism.steps + self.reserve_steps)
         return (*self.queries, steps)
+
+    @property
+    def votes(self) -> tuple[VoteRound, ...]:
+        """The rounds of votes that the plan has, in order."""
+        rounds = (
+            ("the prior's histogram", "prior", self.prior),
+            ("the histogram of votes among candidates", "candidates", self.candidates),
+        )
+        return tuple(
+            VoteRound(what=what, purpose=purpose, query=query)
+            for what, purpose, query in rounds
+            if query is not None
+        )
 
     def denoiser(self) -> Denoiser:
         """A new denoiser as the loop has it: its precision, and the recipe's subset trainable."""

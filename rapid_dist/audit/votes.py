@@ -1,12 +1,14 @@
-"""Checks 1 and 2 for the other mechanism of a run: the private prior's noised histogram.
+"""Checks 1 and 2 for the other mechanism of a run: noised histograms of votes.
 
-Contribution: for every unit in turn, all of whose images lose their vote, the histogram moves by at
-most one in L2 norm, wherever its images vote. As in ``contribution.py`` the noise is frozen by the
-key and cancels. Noise: with no vote cast, what leaves is N(0, z^2), and never the same twice.
+Asked of each round of votes that the plan has: the private prior's, and a second one among
+generated candidates. Contribution: for every unit in turn, all of whose images lose their vote, the
+histogram moves by at most one in L2 norm, wherever its images vote. As in ``contribution.py`` the
+noise is frozen by the key and cancels. Noise: with no vote cast, what leaves is N(0, z^2), and
+never the same twice.
 
 Clusters are made up, so that votes fall together and apart; the histogram is the product's own.
 
-z = noise multiplier of the prior, M clusters, Y classes.
+z = noise multiplier of a round of votes, M clusters, Y classes.
 """
 
 import math
@@ -27,10 +29,9 @@ from rapid_dist.audit.statistics import (
     tail_p_value,
     variance_p_value,
 )
-from rapid_dist.audit.subject import Subject
+from rapid_dist.audit.subject import Subject, VoteRound
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.keys import SecretKey
-from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.noise import CHUNK
 
 _CLUSTERS = 5
@@ -40,16 +41,17 @@ _SHARES = (0.06, 0.04)  # Of the noise check's false alarms; noise.py has the re
 
 
 def check_vote_contribution(subject: Subject, profile: Profile) -> list[CheckResult]:
-    """Takes every unit's vote away in turn. Nothing to ask of a recipe that has no prior."""
-    prior = subject.prior
-    if prior is None:
-        return []
+    """Takes every unit's vote away in turn. Nothing to ask of a recipe without votes."""
+    return [line for asked in subject.votes for line in _contribution(subject, asked, profile)]
+
+
+def _contribution(subject: Subject, asked: VoteRound, profile: Profile) -> list[CheckResult]:
     units = min(UNITS[profile], subject.images.spec.num_units)
-    images = _votes_of(subject.images, units)
+    images = units_that_vote(subject.images, units)
     owner = np.arange(units) if images.groups is None else images.groups
     places = np.arange(len(images))
     found = {
-        name: _longest_vote(subject, prior, images, owner, clusters)
+        name: _longest_vote(subject, asked, images, owner, clusters)
         for name, clusters in {
             "together": np.zeros(len(images), np.int64),
             "apart": places % _CLUSTERS,
@@ -61,7 +63,7 @@ def check_vote_contribution(subject: Subject, profile: Profile) -> list[CheckRes
     return [
         CheckResult(
             check=contribution.CHECK,
-            question="Does no unit move the prior's histogram by more than its one vote?",
+            question=f"Does no unit move {asked.what} by more than its one vote?",
             statistic=f"longest contribution {worst.ratio:.6f} votes",
             bound=f"at most {worst.bound:.6f} votes",
             false_alarm=0.0,
@@ -71,7 +73,7 @@ def check_vote_contribution(subject: Subject, profile: Profile) -> list[CheckRes
         ),
         CheckResult(
             check=contribution.CHECK,
-            question="Did a unit's vote count, so that its bound was tried at all?",
+            question=f"Did a unit's vote count in {asked.what}, so that the bound was tried?",
             statistic=f"longest contribution {worst.ratio:.6f} votes",
             bound="at least 0.99 votes",
             false_alarm=0.0,
@@ -82,19 +84,19 @@ def check_vote_contribution(subject: Subject, profile: Profile) -> list[CheckRes
 
 def _longest_vote(
     subject: Subject,
-    prior: GaussianEvent,
+    asked: VoteRound,
     images: PrivateImages,
     owner: np.ndarray,
     clusters: np.ndarray,
 ) -> Longest:
     key = subject.new_key()
-    whole = _histogram(subject, prior, images, clusters, _CLUSTERS, key)
+    whole = _histogram(subject, asked, images, clusters, _CLUSTERS, key)
     lengths = [
         float(
             np.linalg.norm(
                 whole
                 - _histogram(
-                    subject, prior, images, np.where(owner == unit, -1, clusters), _CLUSTERS, key
+                    subject, asked, images, np.where(owner == unit, -1, clusters), _CLUSTERS, key
                 )
             )
         )
@@ -106,16 +108,24 @@ def _longest_vote(
 
 
 def check_vote_noise(subject: Subject) -> list[CheckResult]:
-    """Lets nobody vote. Nothing to ask of a recipe that has no prior."""
-    prior = subject.prior
-    if prior is None:
-        return []
+    """Lets nobody vote. Nothing to ask of a recipe without votes."""
     key = subject.new_key()
-    wide = _silent(subject, prior, _CELLS, key)
-    again = _silent(subject, prior, _FEWER, key, attempt=2)
-    other = _silent(subject, prior, _FEWER, subject.new_key())
-    step = step_release(muted(subject), key)[0]  # Under one key: other purposes, other streams.
-    stddev = prior.noise_multiplier
+    # Under one key: other purposes, other streams.
+    others = {"a step of training": step_release(muted(subject), key)[0]} if subject.votes else {}
+    results: list[CheckResult] = []
+    for asked in subject.votes:
+        results += _noise(subject, asked, key, others)
+        others |= {asked.what.removeprefix("the "): _silent(subject, asked, _FEWER, key)}
+    return results
+
+
+def _noise(
+    subject: Subject, asked: VoteRound, key: SecretKey, others: Mapping[str, np.ndarray]
+) -> list[CheckResult]:
+    wide = _silent(subject, asked, _CELLS, key)
+    again = _silent(subject, asked, _FEWER, key, attempt=2)
+    other = _silent(subject, asked, _FEWER, subject.new_key())
+    stddev, share = asked.query.noise_multiplier, 1 / len(subject.votes)
     pooled = np.concatenate([wide, again, other])
     repeats, width = repeated_windows([wide, again, other])
     law: Mapping[str, float] = {
@@ -130,21 +140,24 @@ def check_vote_noise(subject: Subject) -> list[CheckResult]:
         "other run": correlation_p_value(wide[:_FEWER], other, stddev),
         "chunks": correlation_p_value(wide[: len(wide) - CHUNK], wide[CHUNK:], stddev),
         "neighbours": correlation_p_value(wide[: len(wide) // 2 * 2 : 2], wide[1::2], stddev),
-        "a step of training": correlation_p_value(wide[: len(step)], step[: len(wide)], stddev),
+        **{
+            name: correlation_p_value(wide[: len(values)], values[: len(wide)], stddev)
+            for name, values in others.items()
+        },
     }
     measured = float(np.sqrt(np.square(pooled, dtype=np.float64).mean()))
     return [
-        Row(check=NOISE, share=_SHARES[0]).verdict(
-            "Has the prior's histogram the Gaussian noise that was priced?",
+        Row(check=NOISE, share=_SHARES[0] * share).verdict(
+            f"Has {asked.what} the Gaussian noise that was priced?",
             law,
             f"Measured {measured / stddev:.6f} of z over {pooled.size:,} cells without a vote.",
         ),
-        Row(check=NOISE, share=_SHARES[1]).verdict(
-            "Is the histogram's noise independent of every other release's?", apart
+        Row(check=NOISE, share=_SHARES[1] * share).verdict(
+            f"Is the noise of {asked.what} independent of every other release's?", apart
         ),
         CheckResult(
             check=NOISE,
-            question="Is no stretch of the histogram's noise ever released twice?",
+            question=f"Is no stretch of the noise of {asked.what} ever released twice?",
             statistic=f"{repeats} stretches of {width} cells",
             bound="none",
             false_alarm=1e-9,
@@ -154,19 +167,19 @@ def check_vote_noise(subject: Subject) -> list[CheckResult]:
 
 
 def _silent(
-    subject: Subject, prior: GaussianEvent, cells: int, key: SecretKey, attempt: int = 1
+    subject: Subject, asked: VoteRound, cells: int, key: SecretKey, attempt: int = 1
 ) -> np.ndarray:
     """A histogram for which nobody voted, float32 [``cells``]."""
     images = subject.images
     clusters = -(-cells // max(1, images.spec.num_classes))
     nobody = np.full(len(images), -1, np.int64)
-    found = _histogram(subject, prior, images, nobody, clusters, key, attempt)
+    found = _histogram(subject, asked, images, nobody, clusters, key, attempt)
     return found.astype(np.float32).ravel()[:cells]
 
 
 def _histogram(
     subject: Subject,
-    prior: GaussianEvent,
+    asked: VoteRound,
     images: PrivateImages,
     clusters: np.ndarray,
     num_clusters: int,
@@ -178,15 +191,16 @@ def _histogram(
         clusters,
         num_classes=max(1, images.spec.num_classes),
         num_clusters=num_clusters,
-        noise_multiplier=prior.noise_multiplier,
+        noise_multiplier=asked.query.noise_multiplier,
         key=key,
         attempt=attempt,
         noise=subject.mechanism.noise,
+        purpose=asked.purpose,
     )
 
 
-def _votes_of(images: PrivateImages, units: int) -> PrivateImages:
-    """Units that vote: images, or groups of one to four of them."""
+def units_that_vote(images: PrivateImages, units: int) -> PrivateImages:
+    """Returns so many units: images, or groups of one to four of them."""
     if images.groups is None:
         return extreme_images(images, units)
     groups = np.repeat(np.arange(units), 1 + np.arange(units) % 4)

@@ -92,6 +92,7 @@ def audit_subject(settings: MethodSettings, plan: PrivacyPlan) -> Iterator[Subje
             budget=plan.budget,
             queries=plan.queries,
             prior=plan.prior,
+            candidates=plan.candidates,
             reserve_steps=plan.reserve_steps,
         )
 

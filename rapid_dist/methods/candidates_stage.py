@@ -28,8 +28,7 @@ from rapid_dist.methods.private_stages import (
 )
 from rapid_dist.methods.sampling_stages import bundle_facts, references_of
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.privacy.keys import SecretKey
-from rapid_dist.private.votes import noised_histogram
+from rapid_dist.private.votes import charged_histogram
 from rapid_dist.release.bundle import Bundle
 from rapid_dist.retrieval.arrays import pack_arrays
 from rapid_dist.retrieval.prior import estimate, refined
@@ -76,17 +75,14 @@ def run_candidates(context: RunContext) -> None:
     votes = nearest_candidates(
         images, features_of, features_of(drawn), labels, partial(context.report, "candidates votes")
     )
-    keeper = context.backend.keeper()
-    attempt = keeper.begin_attempt().number
-    keeper.charge_query(query, "votes among candidates")
-    histogram = noised_histogram(
+    histogram, attempt = charged_histogram(
         images,
         votes,
+        query,
         num_classes=classes,
         num_clusters=each,
-        noise_multiplier=query.noise_multiplier,
-        key=SecretKey.generate(),
-        attempt=attempt,
+        keeper=context.backend.keeper(),
+        note="votes among candidates",
         noise=settings.privacy.noise,
         purpose="candidates",
     )

@@ -48,9 +48,8 @@ from rapid_dist.methods.drawing import ImageSet
 from rapid_dist.methods.seal import read_sealed
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan, plan_retrieval
-from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import RetrievalConfig
-from rapid_dist.private.index import PrivateIndex
+from rapid_dist.private.rounds import ask_rounds, stored_answers, waiting_rounds
 from rapid_dist.public.conditional import conditioned_rows, neighbor_means, public_questions
 from rapid_dist.public.fit import fit_denoiser
 from rapid_dist.release.answers import FILE, Answers
@@ -197,10 +196,9 @@ def run_answers(context: RunContext) -> None:
     storage = context.out.child(ANSWERS)
     if artifacts.is_done(storage):
         return
-    waiting = [step for step in range(mechanism.steps) if not storage.exists(_round(step))]
-    if waiting:
-        _ask(context, mechanism, storage, waiting)
-    answers = np.stack([_answer(storage, step) for step in range(mechanism.steps)])
+    if waiting_rounds(storage, mechanism.steps):
+        _ask(context, mechanism, storage)
+    answers = stored_answers(storage, mechanism.steps)
     rounds, classes, dim = answers.shape
     labels = np.tile(np.arange(classes, dtype=np.int64), rounds)
     whole = Answers(embeddings=answers.reshape(rounds * classes, dim), labels=labels)
@@ -208,9 +206,7 @@ def run_answers(context: RunContext) -> None:
     artifacts.mark_done(storage, of=context.run, names=(FILE,))
 
 
-def _ask(
-    context: RunContext, mechanism: RetrievalConfig, storage: Storage, waiting: list[int]
-) -> None:
+def _ask(context: RunContext, mechanism: RetrievalConfig, storage: Storage) -> None:
     settings = context.settings
     classes = private_stages.num_classes(settings)
     features_of = public_stages.open_extractor(settings, context.public.uri)
@@ -221,34 +217,16 @@ def _ask(
     for start in range(0, count, _ROWS_AT_ONCE):
         parts.append(features_of(images.images[start : start + _ROWS_AT_ONCE]))
         context.report("answers index", {"step": min(count, start + _ROWS_AT_ONCE), "steps": count})
-    keeper = context.backend.keeper()
-    attempt = keeper.begin_attempt()
-    if attempt.affordable_steps < len(waiting):
-        raise BudgetError(
-            f"The budget pays for {attempt.affordable_steps} more rounds, the run has "
-            f"{len(waiting)} left. Plan with privacy.reserve_steps to pay for repeats."
-        )
-    index = PrivateIndex(
+    ask_rounds(
         images,
         np.concatenate(parts),
+        questions,
         mechanism,
         num_classes=classes,
-        key=SecretKey.generate(),
-        attempt=attempt.number,
-        charge=lambda step: keeper.charge(step, attempt.number),
+        keeper=context.backend.keeper(),
+        storage=storage,
+        on_round=partial(context.report, "answers"),
     )
-    for step in waiting:
-        found = index.answer(step, questions[step])
-        storage.write(_round(step), pack_arrays({"answers": found}))
-        context.report("answers", {"step": step + 1, "steps": mechanism.steps})
-
-
-def _round(step: int) -> str:
-    return f"round-{step:06d}.npz"
-
-
-def _answer(storage: Storage, step: int) -> np.ndarray:
-    return unpack_arrays(storage.read(_round(step)), _round(step))["answers"]
 
 
 def run_generate(context: RunContext) -> None:

@@ -23,7 +23,6 @@ from rapid_dist.methods.context import Keeper, Report, RunContext, Searcher
 from rapid_dist.methods.public_stages import open_embedder
 from rapid_dist.methods.seal import read_sealed
 from rapid_dist.methods.settings import MethodSettings
-from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import DpSgdConfig
 from rapid_dist.private.draws import DrawMaker, FindReferences
 from rapid_dist.private.loop import train_private
@@ -32,7 +31,7 @@ from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.settings import TrainConfig
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.private.subset import apply_subset, told
-from rapid_dist.private.votes import noised_histogram
+from rapid_dist.private.votes import charged_histogram
 from rapid_dist.public.adapt import prior_rows
 from rapid_dist.public.fit import fit_denoiser
 from rapid_dist.retrieval.arrays import pack_arrays
@@ -69,17 +68,14 @@ def run_prior(context: RunContext) -> None:
     clusters, entries = assign_clusters(
         settings, context.public.uri, images, base, partial(context.report, "prior")
     )
-    keeper = context.backend.keeper()
-    attempt = keeper.begin_attempt().number
-    keeper.charge_query(query, "prior histogram")
-    histogram = noised_histogram(
+    histogram, attempt = charged_histogram(
         images,
         clusters,
+        query,
         num_classes=num_classes(settings),
         num_clusters=len(centroids),
-        noise_multiplier=query.noise_multiplier,
-        key=SecretKey.generate(),
-        attempt=attempt,
+        keeper=context.backend.keeper(),
+        note="prior histogram",
         noise=settings.privacy.noise,
     )
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)

@@ -171,6 +171,9 @@ def _normals(
 def _by_chunk(values: np.ndarray, draw: Callable[[int, np.ndarray], None]) -> np.ndarray:
     """Has every chunk drawn into its place, by as many threads as torch may use."""
     parts = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
+    if len(parts) == 1:  # A short answer: a thread would cost more than its noise.
+        draw(0, parts[0])
+        return values
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(parts)))) as threads:
         list(threads.map(draw, range(len(parts)), parts))
     return values

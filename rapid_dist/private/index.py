@@ -128,19 +128,23 @@ class PrivateIndex:
         self._charge(step)  # Durable on return (P6).
         self._answered.add(step)
         present = self._images_of(self._sampler.batch(step), step)
-        units = self._noise.units
-        embeddings = self._embeddings
+        return self._noised(self._sums(present, questions), step)
+
+    def _sums(self, present: np.ndarray, questions: np.ndarray) -> np.ndarray:
+        """Images int64 [B] in the round's sample -> sums over each class's nearest, float64 [Y, D].
+
+        In units of the grid where noise is of whole numbers.
+        """
+        units, values = self._noise.units, self._embeddings
         if units is not None:  # Rounded towards zero, so each is units / 2 long at most.
-            embeddings = np.trunc(embeddings * (units / 2))
-        sums = nearest_sums(
-            self._embeddings,
-            embeddings,
-            self._labels,
-            present,
-            questions,
-            self._mechanism.neighbors,
+            values = np.trunc(values * (units / 2))
+        return nearest_sums(
+            self._embeddings, values, self._labels, present, questions, self._mechanism.neighbors
         )
-        kind = torch.float32 if units is None else torch.int64
+
+    def _noised(self, sums: np.ndarray, step: int) -> np.ndarray:
+        """Adds the round's noise, and divides by k, whatever number was found: float32 [Y, D]."""
+        kind = torch.float32 if self._noise.units is None else torch.int64
         noised = self._noise.release(torch.from_numpy(sums).to(kind).flatten(), step)
         means: np.ndarray = noised.numpy().reshape(sums.shape) / self._mechanism.neighbors
         return means.astype(np.float32)

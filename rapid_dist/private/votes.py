@@ -10,15 +10,68 @@ once, with Gaussian noise; the counts themselves never do. Secure noise is added
 vote being so many that each share is one.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.keys import SecretKey
-from rapid_dist.privacy.mechanism import NoiseKind
+from rapid_dist.privacy.mechanism import GaussianEvent, NoiseKind
 from rapid_dist.privacy.noise import new_noise
+from rapid_dist.private.loop import Keeper
 
 _TICKS = 1024  # Parts of a group's vote. A cell's sum in float32 is exact below 2^14 groups.
+
+
+class QueryKeeper(Keeper, Protocol):
+    """Who pays for votes: the ledger's keeper, wherever it lives."""
+
+    def charge_query(self, event: GaussianEvent, purpose: str) -> None: ...
+
+
+def charged_histogram(
+    images: PrivateImages,
+    clusters: np.ndarray,
+    query: GaussianEvent,
+    *,
+    num_classes: int,
+    num_clusters: int,
+    keeper: QueryKeeper,
+    note: str,
+    noise: NoiseKind = "fast",
+    purpose: str = "prior",
+    new_key: Callable[[], SecretKey] = SecretKey.generate,
+    histogram: Callable[..., np.ndarray] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Charges one round of votes in an attempt of its own, then counts and noises them.
+
+    Args:
+      query: what the plan has for it, and so its noise.
+      note: what the ledger calls it.
+      new_key, histogram: the audit's and the tests'; nobody else gives them.
+
+    Returns:
+      The noised histogram, float64 [Y, M], and the number of the attempt.
+
+    Raises:
+      BudgetError: the run's budget does not pay for it; nothing was counted.
+    """
+    attempt = keeper.begin_attempt().number
+    keeper.charge_query(query, note)  # Durable on return (P6).
+    counted = (histogram or noised_histogram)(
+        images,
+        clusters,
+        num_classes=num_classes,
+        num_clusters=num_clusters,
+        noise_multiplier=query.noise_multiplier,
+        key=new_key(),
+        attempt=attempt,
+        noise=noise,
+        purpose=purpose,
+    )
+    return counted, attempt
 
 
 def noised_histogram(

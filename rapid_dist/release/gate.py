@@ -46,6 +46,7 @@ class Evidence:
     looks_for_duplicates: bool  # Whether the method has the stage.
     never_released: str = ""  # Why no run of the method is ever released, or nothing.
     selection: Mapping[str, Any] | None
+    stated_selection: Mapping[str, Any] | None  # What the bundle says of the same.
     trial_fault: str  # Why a sweep's trial has no claim of its own, or nothing.
     bundle_fault: str  # Why the bundle is not the run's own, or nothing.
     traces: Sequence[str]  # Of internal results in the bundle.
@@ -145,6 +146,17 @@ def selection_priced(evidence: Evidence) -> str:
     if evidence.trial_fault:
         return evidence.trial_fault
     selection = evidence.selection
+    if (evidence.stated_selection or None) != selection:
+        stated = "another price" if evidence.stated_selection else "no price"
+        if selection is None:
+            return (
+                "The bundle states the price of a choice, and no sweep has chosen this run. Give "
+                "`rapid-dist run` into another --out."
+            )
+        return (
+            f"Of the sweep's choice the bundle states {stated}, not that of selection.json, for "
+            "which the ledger vouches. Make the bundle anew with `rapid-dist run`."
+        )
     if selection is None:
         return ""
     if not selection.get("sentence") or "promise" not in selection:

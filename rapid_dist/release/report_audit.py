@@ -75,9 +75,12 @@ def _body(audit: Mapping[str, Any]) -> str:
 
 def _tried(mechanism: Mapping[str, Any]) -> str:
     """The constants that were audited: an audit of others says less about this run."""
+    if "neighbors" in mechanism:
+        what, rate = "rounds of questions to a private index", mechanism["sample_rate"]
+    else:
+        what, rate = "steps of DP-SGD", mechanism["expected_batch"] / mechanism["num_records"]
     return paragraph(
-        f"It was made with {mechanism['steps']:,} steps of DP-SGD, sample rate "
-        f"{mechanism['expected_batch'] / mechanism['num_records']:.4g}, noise multiplier "
+        f"It was made with {mechanism['steps']:,} {what}, sample rate {rate:.4g}, noise multiplier "
         f"{mechanism['noise_multiplier']:.4g} and {mechanism['noise']} noise. Compare that with "
         "the constants of the mechanism above: an audit of others is one of the same code, "
         "but not of this run.",

@@ -20,12 +20,13 @@ from rapid_dist import __version__
 from rapid_dist.audit.markers import Markers, random_markers
 from rapid_dist.audit.result import CheckResult, Profile
 from rapid_dist.audit.silence import Pipeline
-from rapid_dist.audit.suite import OnCheck, Suite, run_suite, to_json
+from rapid_dist.audit.suite import Checks, IndexSuite, OnCheck, Suite, run_suite, to_json
 from rapid_dist.config import Recipe, method_settings, parse_recipe, recipe_hash, to_tree
 from rapid_dist.installed import code_hash
 from rapid_dist.methods.audit_subject import audit_subject
-from rapid_dist.methods.catalog import require_releasable
-from rapid_dist.privacy.accounting import PrivacyPlan, plan
+from rapid_dist.methods.catalog import has_stage, plan_of, require_releasable
+from rapid_dist.methods.index_audit import index_subject
+from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.release.report_audit import with_audit
 from rapid_dist.runtime import pipeline
@@ -61,14 +62,25 @@ def run_audit(
     out = places(recipe, out).out
     require_folder(out, "--out")
     require_releasable(method_settings(recipe), "audit")
-    solved = plan(recipe.privacy, recipe.num_units)
-    with audit_subject(method_settings(recipe), solved) as subject:
-        suite = Suite(subject=subject, pipeline=planted_pipeline(recipe), profile=profile)
+    solved = plan_of(method_settings(recipe))
+    with _suite(recipe, solved, profile) as suite:
         results = run_suite(suite, on_check)
     content = audit_content(recipe, solved, profile, results)
     _write(out, content)
     unrecorded = record_audit(open_storage(out), content)
     return Audit(results=results, content=content, unrecorded=unrecorded)
+
+
+@contextlib.contextmanager
+def _suite(recipe: Recipe, solved: PrivacyPlan, profile: Profile) -> Iterator[Checks]:
+    """Yields the checks of the mechanism that the recipe's method rests on."""
+    settings, pipeline = method_settings(recipe), planted_pipeline(recipe)
+    if has_stage(settings, "answers"):
+        subject = index_subject(settings, solved)
+        yield IndexSuite(subject=subject, pipeline=pipeline, profile=profile)
+        return
+    with audit_subject(settings, solved) as trained:
+        yield Suite(subject=trained, pipeline=pipeline, profile=profile)
 
 
 def audit_content(
@@ -82,7 +94,7 @@ def audit_content(
         "created": date.today().isoformat(),
         "code": __version__,
         "code_hash": code_hash(),
-        "mechanism": None if solved.dp_sgd is None else asdict(solved.dp_sgd),
+        "mechanism": None if solved.stepped is None else asdict(solved.stepped),
         "budget": asdict(solved.budget),
         **to_json(results),
     }
@@ -163,6 +175,8 @@ def tiny_recipe(recipe: Recipe, folder: Path) -> Recipe:
     tree["train"] |= {
         "micro_batch": TRAIN, "images_per_group": 1, "checkpoint_every": 2, "blocks": None
     }  # fmt: skip
+    tree["private_index"] |= {"rounds": 3}
+    tree["conditional"] |= {"steps": 2, "batch_size": 16}
     tree["sampling"] |= {"count": 24, "late_intervals": 2, "early_intervals": 2}
     # By chance alone a planted run must not be refused, nor lose its only source.
     tree["contamination"] |= {"most_units": 1e6}

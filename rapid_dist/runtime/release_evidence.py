@@ -151,6 +151,7 @@ def _finished(
         never_released=catalog.method_of(settings).NEVER_RELEASED,
         looks_for_duplicates="contamination" in stages,
         selection=selection,
+        stated_selection=_stated(bundle).get("selection"),
         trial_fault=fault_of_trial,
         bundle_fault=bundle_fault,
         traces=internal_traces(bundle, internal, MODEL_FILES),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from rapid_dist.audit.index_subject import IndexSubject
 from rapid_dist.audit.subject import Subject
 
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
@@ -25,7 +26,17 @@ class Fault:
     caught_by: tuple[str, ...]  # Names of the checks that fail on it.
 
 
-def faults() -> list[Fault]:
+@dataclass(frozen=True, kw_only=True)
+class IndexFault:
+    """One faulty component of a private index."""
+
+    name: str
+    what_happened: str
+    build: Callable[[IndexSubject], IndexSubject]
+    caught_by: tuple[str, ...]
+
+
+def faults() -> list[Fault | IndexFault]:
     """The FAULTS of every file of this folder that lists some."""
     here = Path(__file__).parent
     modules = [
@@ -33,7 +44,9 @@ def faults() -> list[Fault]:
         for path in sorted(here.glob("*.py"))
         if not path.stem.startswith(("_", "test_"))
     ]
-    found: list[Fault] = [fault for module in modules for fault in getattr(module, "FAULTS", [])]
+    found: list[Fault | IndexFault] = [
+        fault for module in modules for fault in getattr(module, "FAULTS", [])
+    ]
     assert len({fault.name for fault in found}) == len(found), "Two faults have one name."
     return found
 

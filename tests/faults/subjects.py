@@ -17,7 +17,7 @@ from rapid_dist.private.settings import TrainConfig
 from tests.models import CLASSES, SIZE, draw_maker, mechanism, private_images, tiny_network
 
 WIDTH = 8
-PRIOR = GaussianEvent(noise_multiplier=3.0)
+PRIOR, CANDIDATES = GaussianEvent(noise_multiplier=3.0), GaussianEvent(noise_multiplier=5.0)
 
 
 class LayersDenoiser(Denoiser):
@@ -64,8 +64,9 @@ def small_subject(**changes: Any) -> Subject:
         "images": private_images(12),
         "config": TrainConfig(mode="surrogate", multiplicity=2, shift=1, flip=True, micro_batch=4),
         "mechanism": mechanism(max_grad_norm=0.5, noise_multiplier=0.7),
-        "queries": (PRIOR,),
+        "queries": (PRIOR, CANDIDATES),
         "prior": PRIOR,
+        "candidates": CANDIDATES,
         "budget": Budget(epsilon=20.0, delta=1e-3),
     }
     return Subject(**{**settings, **changes})

@@ -14,6 +14,7 @@ from rapid_dist.audit.control_flow import check_control_flow
 from rapid_dist.audit.result import CheckResult, Profile, failed
 from rapid_dist.audit.silence import check_silence
 from rapid_dist.audit.subject import Subject
+from rapid_dist.audit.vote_books import check_vote_books
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.discreteness import discreteness as products_discreteness
 from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
@@ -28,9 +29,10 @@ from rapid_dist.privacy.mechanism import (
 from tests.faults.catalogue import Fault
 from tests.faults.records import FAULTS
 from tests.faults.subjects import small_subject
+from tests.faults.votes import FAULTS as VOTE_FAULTS
 
 CHECKS: dict[str, Callable[[Subject, Profile], list[CheckResult]]] = {
-    "accounting": check_accounting,
+    "accounting": lambda s, p: check_accounting(s, p) + check_vote_books(s),
     "control flow": check_control_flow,
     "silence": check_silence,
 }
@@ -107,7 +109,7 @@ def test_the_audits_trade_off_curve_pays_for_discrete_noise() -> None:
 @pytest.mark.parametrize(
     ("fault", "check"),
     [pytest.param(fault, check, id=f"{fault.name}-{check}")
-     for fault in FAULTS for check in fault.caught_by],
+     for fault in (*FAULTS, *VOTE_FAULTS) for check in fault.caught_by if check in CHECKS],
 )  # fmt: skip
 def test_a_planted_fault_is_caught(fault: Fault, check: str) -> None:
     results = CHECKS[check](fault.build(_subject()), "quick")

@@ -42,6 +42,11 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("selection_priced", {"selection": {**CHOSEN, "epsilon": 5.1}}, "5.1000 (promise per_trial)"),
     ("selection_priced", {"selection": {**CHOSEN, "epsilon": None}}, "unknown epsilon"),
     ("selection_priced", {"selection": {"promise": "public_proxy"}}, "selection.json"),
+    # The bundle and the ledger tell of different choices.
+    ("selection_priced", {"selection": CHOSEN, "stated_selection": None}, "states no price"),
+    ("selection_priced",
+     {"selection": CHOSEN, "stated_selection": {**CHOSEN, "epsilon": 3.0}}, "another price"),
+    ("selection_priced", {"stated_selection": CHOSEN}, "no sweep has chosen"),
     ("selection_priced", {"trial_fault": "It was a trial."}, "It was a trial."),
     ("noise_as_demanded", {"config": SECURE}, "21 of 21 releases had fast noise"),
     ("noise_as_demanded",

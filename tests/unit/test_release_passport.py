@@ -2,12 +2,13 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from rapid_dist.audit.result import EMPIRICAL
 from rapid_dist.errors import ReleaseError
+from rapid_dist.release.bundle import BundleFacts
 from rapid_dist.release.model_card import model_card, plain
 from rapid_dist.release.passport import lower_bound, read_schema, schema_faults, to_bytes
 from rapid_dist.release.passport_content import passport_of
@@ -137,3 +138,8 @@ def test_names_are_text_on_the_page_and_in_the_card() -> None:
     card = model_card(passport)
     assert harm not in card
     assert plain("a\n# b") == "a \\# b"
+
+
+def test_the_schema_knows_every_way_in_which_a_bundle_may_begin_a_sample() -> None:
+    model = read_schema()["properties"]["model"]["properties"]
+    assert set(model["starts_from"]["enum"]) == set(get_args(get_type_hints(BundleFacts)["source"]))

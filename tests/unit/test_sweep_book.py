@@ -10,7 +10,12 @@ from rapid_dist.config import load_recipe
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods.sweep_proxy import Proxy
 from rapid_dist.methods.sweep_settings import Point
+from rapid_dist.privacy.dataset_total import declare
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.privacy.selection import Candidate, RunsConfig
 from rapid_dist.runtime.run_directory import Places
+from rapid_dist.runtime.sweep import PreparedSweep, _declare
 from rapid_dist.runtime.sweep_book import Book
 from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
 from rapid_dist.runtime.sweep_search import Listed
@@ -133,3 +138,31 @@ def test_a_mechanism_that_only_some_points_allow_is_priced_as_well(tmp_path: Pat
         planner.plan_of({"privacy.prior_share": 0})
     assert planner.plan_of({"privacy.prior_share": 0, "sampling.source": "uniform"})
     assert len(planner.possible(space)) == 2
+
+
+def test_a_secret_number_of_runs_does_not_decide_by_near_duplicates() -> None:
+    policy = ["contamination.policy=drop", "privacy.contamination_noise=20"]
+    shared = [*SOLVED, "privacy.steps=4", *policy, "sweep.score_noise=5"]
+    with pytest.raises(ConfigError, match=r"contamination\.policy=drop has each secret run leave"):
+        check_sweep(load_recipe("digits", [*shared, "sweep.promise=repeat_and_select"]), {})
+    check_sweep(load_recipe("digits", [*shared, "sweep.promise=per_trial"]), {})  # Seen anyway.
+
+
+def test_a_sweep_whose_runs_would_be_taken_for_anothers_is_refused_before_it_is_declared(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger.open(tmp_path / "ledger", "digits")
+    event = GaussianEvent(noise_multiplier=2.0)
+    declare(ledger, "scans", RunsConfig(mean=4.0), [Candidate(training=(event,), score=(event,))])
+    entries = len(ledger.entries())
+
+    def declared(name: str) -> str:
+        recipe = load_recipe("digits", [*SOLVED, f"name={name}", "sweep.promise=per_trial"])
+        where = Places(out=str(tmp_path), public=f"{tmp_path}/p", ledger=f"{tmp_path}/ledger")
+        prepared = PreparedSweep(recipe=recipe, places=where, space={})
+        return _declare(prepared, LocalStorage(tmp_path / name))
+
+    with pytest.raises(ConfigError, match="begins with that of a sweep on the ledger"):
+        declared("scans-again")
+    assert len(Ledger.open(tmp_path / "ledger", "digits").entries()) == entries
+    assert declared("scan-again").startswith("scan-again-sweep-")

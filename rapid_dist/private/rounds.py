@@ -1,0 +1,86 @@
+"""All rounds of a private index: each is charged, answered and stored once (method dp_rdm).
+
+An answer that is stored is never asked for again. One that a crash has lost after its charge is
+asked for, and charged, again: out of the plan's reserve.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from rapid_dist.data.images import PrivateImages
+from rapid_dist.errors import BudgetError
+from rapid_dist.privacy.keys import SecretKey
+from rapid_dist.privacy.mechanism import RetrievalConfig
+from rapid_dist.private.index import PrivateIndex
+from rapid_dist.private.loop import Keeper
+from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
+from rapid_dist.storage import Storage
+
+OnRound = Callable[[dict[str, float]], None]
+
+
+def waiting_rounds(storage: Storage, rounds: int) -> list[int]:
+    """Returns the rounds that have no stored answer, ascending."""
+    return [step for step in range(rounds) if not storage.exists(_file(step))]
+
+
+def stored_answers(storage: Storage, rounds: int) -> np.ndarray:
+    """Returns the answers of all rounds, float32 [T, Y, D]."""
+    return np.stack([_answers(storage, step) for step in range(rounds)])
+
+
+def ask_rounds(
+    images: PrivateImages,
+    embeddings: np.ndarray,
+    questions: np.ndarray,
+    mechanism: RetrievalConfig,
+    *,
+    num_classes: int,
+    keeper: Keeper,
+    storage: Storage,
+    on_round: OnRound,
+    index_type: type[PrivateIndex] = PrivateIndex,
+    new_key: Callable[[], SecretKey] = SecretKey.generate,
+) -> None:
+    """Puts every round of questions that has no answer yet, in one attempt.
+
+    Args:
+      embeddings: float32 [N, D], each of its image alone.
+      questions: float32 [T, Y, D], public and fixed before the first answer.
+      storage: for the answers, which are noised and so public.
+      index_type, new_key: the audit's and the tests'; nobody else gives them.
+
+    Raises:
+      BudgetError: the budget does not pay for the rounds that are left; none of them is asked.
+    """
+    waiting = waiting_rounds(storage, mechanism.steps)
+    if not waiting:
+        return
+    attempt = keeper.begin_attempt()
+    if attempt.affordable_steps < len(waiting):
+        raise BudgetError(
+            f"The budget pays for {attempt.affordable_steps} more rounds, the run has "
+            f"{len(waiting)} left. Plan with privacy.reserve_steps to pay for repeats."
+        )
+    index = index_type(
+        images,
+        embeddings,
+        mechanism,
+        num_classes=num_classes,
+        key=new_key(),
+        attempt=attempt.number,
+        charge=lambda step: keeper.charge(step, attempt.number),
+    )
+    for step in waiting:
+        found = index.answer(step, questions[step])
+        storage.write(_file(step), pack_arrays({"answers": found}))
+        on_round({"step": step + 1, "steps": mechanism.steps})
+
+
+def _file(step: int) -> str:
+    return f"round-{step:06d}.npz"
+
+
+def _answers(storage: Storage, step: int) -> np.ndarray:
+    return unpack_arrays(storage.read(_file(step)), _file(step))["answers"]
