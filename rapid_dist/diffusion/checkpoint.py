@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
@@ -64,8 +65,7 @@ class Checkpoints:
             _, step, digest = name.removesuffix(".safetensors").split("-")
             if sha256_hex(data)[:_HASH_DIGITS] != digest:
                 continue
-            length = int.from_bytes(data[:8], "little")
-            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            metadata, tensors, facts = self._opened(name, data)
             if int(metadata["step"]) != int(step):
                 continue  # An older one by a newer one's name.
             if metadata.get("of", "") != self._of:
@@ -73,15 +73,28 @@ class Checkpoints:
                     f"Checkpoint {self._storage.uri}/{name} is of {metadata.get('of', '')!r}, this "
                     f"is {self._of!r}. Remove it to go on from the run's own, or use another --out."
                 )
-            return Checkpoint(
-                step=int(step), tensors=load(data), facts=json.loads(metadata["facts"])
-            )
+            return Checkpoint(step=int(step), tensors=tensors, facts=facts)
         if names:
             raise CheckpointError(
                 f"No checkpoint in {self._storage.uri} is whole: {', '.join(names)}. Restore one, "
                 "or remove them to start this stage again; private steps are then charged again."
             )
         return None
+
+    def _opened(
+        self, name: str, data: bytes
+    ) -> tuple[dict[str, str], dict[str, torch.Tensor], dict[str, Any]]:
+        """Returns metadata, tensors and facts; nothing of what is there is run (P16)."""
+        try:
+            length = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            int(metadata["step"])
+            return metadata, load(data), json.loads(metadata["facts"])
+        except (KeyError, TypeError, ValueError, OverflowError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self._storage.uri}/{name} is no checkpoint ({type(error).__name__}), though its "
+                "name has its hash: somebody has put it there. Remove it to go on from another."
+            ) from error
 
     def _names(self) -> list[str]:
         return [name for name in self._storage.list("step-") if _NAME.fullmatch(name)]

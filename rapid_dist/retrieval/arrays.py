@@ -31,7 +31,11 @@ def unpack_arrays(data: bytes, name: str) -> dict[str, np.ndarray]:
     """Returns the arrays of an npz archive; ``name`` is for the message if it is not one."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            arrays = {key: archive[key] for key in archive.files}
+        # NumPy hands out as bytes what does not begin as an array does.
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("a member is no array")
+        return arrays
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise ShardError(
             f"{name} is not an npz archive without pickled objects ({error}). "

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -112,13 +113,24 @@ def save_extractor(extractor: ContrastExtractor, directory: Path) -> None:
 
 
 def load_extractor(directory: Path) -> ContrastExtractor:
-    """Reads what ``save_extractor`` wrote, frozen; refuses weights of other settings or runs."""
-    settings = json.loads((directory / _SETTINGS).read_text())
-    extractor = ContrastExtractor(
-        ExtractorConfig(**settings["config"]), settings["channels"], settings["size"]
-    )
-    extractor.load_state_dict(load_file(directory / _WEIGHTS))
-    if extractor.fingerprint() != settings["fingerprint"]:
+    """Reads what ``save_extractor`` wrote, frozen.
+
+    Raises:
+      CheckpointError: the folder holds no whole extractor, or weights of other settings or runs.
+    """
+    try:
+        settings = json.loads((directory / _SETTINGS).read_text())
+        extractor = ContrastExtractor(
+            ExtractorConfig(**settings["config"]), settings["channels"], settings["size"]
+        )
+        extractor.load_state_dict(load_file(directory / _WEIGHTS))
+        named = settings["fingerprint"]
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{directory} does not hold a whole extractor ({' '.join(str(error).split())[:160]}). "
+            "Train again, or restore it."
+        ) from error
+    if extractor.fingerprint() != named:
         raise CheckpointError(
             f"{directory / _WEIGHTS} does not hold the weights that {_SETTINGS} names. "
             "Delete both and train the extractor again."

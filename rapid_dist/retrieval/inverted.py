@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 import faiss
 import numpy as np
 
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.merge import NO_NEIGHBOR
 from rapid_dist.retrieval.vectors import Part, VectorIndex, assign, fit_kmeans
 
@@ -79,6 +79,22 @@ def train(vectors: np.ndarray, shape: InvertedShape, seed: int) -> bytes:
     return data
 
 
+def _opened(trained: bytes) -> Any:
+    try:
+        index = cast(Any, faiss.deserialize_index(np.frombuffer(trained, np.uint8)))
+    except RuntimeError as error:
+        raise ShardError(
+            f"The trained index is not FAISS's ({' '.join(str(error).split())[:80]}). Delete it "
+            "and run the same command again to rebuild it."
+        ) from error
+    if not isinstance(index, faiss.IndexIVFFlat | faiss.IndexIVFPQ):
+        raise ShardError(
+            f"The trained index is a {type(index).__name__}, and no inverted lists of ours. Delete "
+            "it and run the same command again to rebuild it."
+        )
+    return index
+
+
 class InvertedIndex:
     """Searches a few lists of one shard, or of several."""
 
@@ -91,7 +107,7 @@ class InvertedIndex:
           rerank: candidates for every place of an answer, chosen from by whole vectors; 0 = by
             codes. Of no use where whole vectors are what is stored.
         """
-        self._index = cast(Any, faiss.deserialize_index(np.frombuffer(trained, np.uint8)))
+        self._index = _opened(trained)
         if self._index.ntotal:
             raise ConfigError("The trained index holds entries already. Build it again.")
         direct_map: Any = getattr(faiss, "DirectMap")  # noqa: B009  (the stubs lack it)
