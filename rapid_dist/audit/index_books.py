@@ -227,7 +227,7 @@ def _refused_beyond(runs: _Runs) -> CheckResult:
             f"{'a refusal' if refused else 'no refusal'}; the round after the last "
             f"{'refused' if runs.last else 'answered'}"
         ),
-        bound="a refusal before the first; refused",
+        bound="at most those that it pays for, and an end there; refused",
         false_alarm=0.0,
-        passed=made == 0 and refused and bool(runs.last),
+        passed=made < runs.subject.mechanism.steps and refused and bool(runs.last),
     )

@@ -126,6 +126,9 @@ class _Unlimited:
     def charge(self, step: int, attempt: int | None = None) -> None:
         pass
 
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        raise AssertionError("Every round is affordable.")
+
 
 def _loops(subject: IndexSubject, values: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Answers of a run, of the same after one was lost and asked again, and of another run.

@@ -186,10 +186,11 @@ def run_answers(context: RunContext) -> None:
     """Puts every round of questions that has no answer yet; each is charged, then answered, once.
 
     An answer that was stored is never asked for again. One that a crash has lost after its charge
-    is charged again, out of privacy.reserve_steps.
+    is charged again, out of privacy.reserve_steps; a run whose budget does not pay for all that are
+    left goes on with those that it pays for.
 
     Raises:
-      BudgetError: the budget does not pay for the rounds that are left.
+      BudgetError: the budget does not pay for a single round.
     """
     mechanism = context.plan.retrieval
     assert mechanism is not None, "The method's plan has rounds."
@@ -217,16 +218,19 @@ def _ask(context: RunContext, mechanism: RetrievalConfig, storage: Storage) -> N
     for start in range(0, count, _ROWS_AT_ONCE):
         parts.append(features_of(images.images[start : start + _ROWS_AT_ONCE]))
         context.report("answers index", {"step": min(count, start + _ROWS_AT_ONCE), "steps": count})
+    keeper = context.backend.keeper()
     ask_rounds(
         images,
         np.concatenate(parts),
         questions,
         mechanism,
         num_classes=classes,
-        keeper=context.backend.keeper(),
+        keeper=keeper,
         storage=storage,
         on_round=partial(context.report, "answers"),
     )
+    if stopped := keeper.stopped():
+        context.note(f"answers {stopped}")
 
 
 def run_generate(context: RunContext) -> None:

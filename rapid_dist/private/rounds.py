@@ -1,7 +1,8 @@
 """All rounds of a private index: each is charged, answered and stored once (method dp_rdm).
 
 An answer that is stored is never asked for again. One that a crash has lost after its charge is
-asked for, and charged, again: out of the plan's reserve.
+asked for, and charged, again: out of the plan's reserve. Where the budget then does not pay for all
+that are left, those that it pays for are all, and the ledger says so.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from rapid_dist.private.loop import Keeper
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.storage import Storage
 
-OnRound = Callable[[dict[str, float]], None]
+OnRound = Callable[[dict[str, float]], object]
 
 
 def waiting_rounds(storage: Storage, rounds: int) -> list[int]:
@@ -26,8 +27,9 @@ def waiting_rounds(storage: Storage, rounds: int) -> list[int]:
 
 
 def stored_answers(storage: Storage, rounds: int) -> np.ndarray:
-    """Returns the answers of all rounds, float32 [T, Y, D]."""
-    return np.stack([_answers(storage, step) for step in range(rounds)])
+    """Returns the answers of all rounds, float32 [T, Y, D]; fewer of a run that stopped short."""
+    given = [step for step in range(rounds) if storage.exists(_file(step))]
+    return np.stack([_answers(storage, step) for step in given])
 
 
 def ask_rounds(
@@ -52,16 +54,17 @@ def ask_rounds(
       index_type, new_key: the audit's and the tests'; nobody else gives them.
 
     Raises:
-      BudgetError: the budget does not pay for the rounds that are left; none of them is asked.
+      BudgetError: the budget does not pay for a single round.
     """
     waiting = waiting_rounds(storage, mechanism.steps)
     if not waiting:
         return
     attempt = keeper.begin_attempt()
-    if attempt.affordable_steps < len(waiting):
+    paid = waiting[: attempt.affordable_steps]
+    if not paid and len(waiting) == mechanism.steps:
         raise BudgetError(
-            f"The budget pays for {attempt.affordable_steps} more rounds, the run has "
-            f"{len(waiting)} left. Plan with privacy.reserve_steps to pay for repeats."
+            f"The budget pays for none of the run's {mechanism.steps} rounds any more. Use another "
+            "--out, and plan with privacy.reserve_steps to pay for repeats."
         )
     index = index_type(
         images,
@@ -72,10 +75,12 @@ def ask_rounds(
         attempt=attempt.number,
         charge=lambda step: keeper.charge(step, attempt.number),
     )
-    for step in waiting:
+    for step in paid:
         found = index.answer(step, questions[step])
         storage.write(_file(step), pack_arrays({"answers": found}))
         on_round({"step": step + 1, "steps": mechanism.steps})
+    if len(paid) < len(waiting):
+        keeper.stop_short(waiting[len(paid)], attempt.number)
 
 
 def _file(step: int) -> str:

@@ -37,6 +37,7 @@ class _Keeper:
     refuses_from: int = 1_000
     attempts: int = 0
     charged: list[tuple[int, int, list[str]]] = field(default_factory=list)
+    ended: int | None = None  # The round before which it was.
 
     def begin_attempt(self) -> Attempt:
         self.attempts += 1
@@ -46,6 +47,12 @@ class _Keeper:
         if len(self.charged) >= self.refuses_from:
             raise BudgetError("The round is not paid for.")
         self.charged.append((attempt or 0, step, [Path(one).name for one in self.out.list()]))
+
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        self.ended = step
+
+    def stopped(self) -> str:
+        return "" if self.ended is None else f"stopped after step {self.ended}"
 
 
 @dataclass
@@ -104,11 +111,22 @@ def test_a_refused_round_leaves_no_answer_and_an_answered_one_is_not_asked_again
     assert answers.read("round-000000.npz") == first
 
 
-def test_a_budget_that_does_not_pay_for_all_rounds_left_pays_for_none(
+def test_a_run_ends_with_the_last_round_that_its_budget_pays_for(
     run: UntrainedRun, plan: Any, tmp_path: Path
 ) -> None:
     keeper = _Keeper(LocalStorage(tmp_path), affordable=ROUNDS - 1)
-    with pytest.raises(BudgetError, match="pays for 1 more rounds, the run has 2 left"):
+    dp_rdm.run_answers(_context(run, plan, keeper))
+    assert [step for _, step, _ in keeper.charged] == [0]
+    assert keeper.ended == ROUNDS - 1
+    answers = Answers.from_bytes(keeper.out.child(dp_rdm.ANSWERS).read("answers.npz"))
+    assert len(answers.embeddings) == (ROUNDS - 1) * 10
+
+
+def test_a_run_whose_budget_pays_for_no_round_is_refused(
+    run: UntrainedRun, plan: Any, tmp_path: Path
+) -> None:
+    keeper = _Keeper(LocalStorage(tmp_path), affordable=0)
+    with pytest.raises(BudgetError, match="pays for none of the run's 2 rounds"):
         dp_rdm.run_answers(_context(run, plan, keeper))
     assert keeper.charged == []
 
