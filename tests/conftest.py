@@ -6,9 +6,15 @@ its own of what they share. Not by groups: pytest 9.2 does not hear of the names
 """
 
 import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 # Set before torch, ray or mlflow is imported, and inherited by every process a test starts.
 ENVIRONMENT = {
@@ -26,6 +32,37 @@ def pytest_configure() -> None:
     os.environ.update(ENVIRONMENT)
     for name in FORGOTTEN:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tables_made_once() -> Iterator[None]:
+    """MLflow's tables in a new sqlite file: made by its sixty migrations once, then copied.
+
+    The migrations take some seconds a file, and every run of a pipeline has two files of its own.
+    """
+    from mlflow.store.db import utils
+
+    makes = utils._initialize_tables
+
+    def copies(engine: "Engine") -> None:
+        if engine.dialect.name != "sqlite":
+            makes(engine)
+            return
+        made = master.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not made:
+            makes(engine)
+        with closing(engine.raw_connection()) as connection:
+            file = connection.driver_connection
+            assert isinstance(file, sqlite3.Connection)
+            if made:
+                master.backup(file)
+            else:
+                file.backup(master)
+
+    tables = sqlite3.connect(":memory:", check_same_thread=False)
+    with closing(tables) as master, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copies)
+        yield
 
 
 @pytest.fixture(scope="session")

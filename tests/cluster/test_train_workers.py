@@ -135,7 +135,7 @@ def _is_fitting() -> bool:
     return any(thread.name == "fit workers" for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_rank_sees_the_sum_and_rank_0_is_heard(num_workers: int, tmp_path: Path) -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     _workers(reports).run(SumOfRanks(folder=tmp_path), name="sum", num_workers=num_workers)
@@ -145,19 +145,13 @@ def test_every_rank_sees_the_sum_and_rank_0_is_heard(num_workers: int, tmp_path:
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == [f"{total}"] * num_workers
 
 
-TWO_COUNTS = [("train clusters", {"step": 1.0}), ("train", {"step": 2.0})]
-
-
 def test_a_part_of_a_stage_has_a_count_of_its_own_under_the_name_of_its_stage() -> None:
     reports: list[tuple[str, dict[str, float]]] = []
-    _workers(reports).run(CountsTwoThings(), name="train", num_workers=2)
-    assert reports == TWO_COUNTS
-    reports.clear()
     here = ProcessWorkers(
         threads=1, on_report=lambda name, figures: reports.append((name, figures))
     )
     here.run(CountsTwoThings(), name="train", num_workers=1)
-    assert reports == TWO_COUNTS
+    assert reports == [("train clusters", {"step": 1.0}), ("train", {"step": 2.0})]
 
 
 def test_a_dead_worker_is_survived_and_the_loop_starts_again(tmp_path: Path) -> None:
@@ -185,15 +179,17 @@ def test_a_refusal_is_raised_as_it_was_and_not_tried_again(tmp_path: Path) -> No
 def test_a_group_serves_one_loop_after_another_until_one_has_read_private_records() -> None:
     reports: list[tuple[str, dict[str, float]]] = []
     with _kept(reports, max_failures=0) as workers:
-        for name in ("pretrain", "contrast"):
-            workers.run(TellsItsProcesses(), name=name, num_workers=2, private=False)
+        workers.run(TellsItsProcesses(), name="pretrain", num_workers=2, private=False)
+        workers.run(CountsTwoThings(), name="contrast", num_workers=2, private=False)
         workers.run(TellsItsProcesses(), name="train", num_workers=2)
         assert all(map(_has_ended, _processes(reports[0][1])))
         workers.run(TellsItsProcesses(), name="generate", num_workers=2, private=False)
-    assert [name for name, _ in reports] == ["pretrain", "contrast", "train", "generate"]
-    first, second, third, fourth = (_processes(figures) for _, figures in reports)
-    assert first == second == third
-    assert not first & fourth
+    own, counts = [reports[at] for at in (0, 3, 4)], reports[1:3]
+    assert counts == [("contrast clusters", {"step": 1.0}), ("contrast", {"step": 2.0})]
+    assert [name for name, _ in own] == ["pretrain", "train", "generate"]
+    first, second, third = (_processes(figures) for _, figures in own)
+    assert first == second
+    assert not first & third
 
 
 @pytest.mark.slow
@@ -237,6 +233,7 @@ def test_workers_whose_driver_was_interrupted_leave_when_their_loop_is_done(tmp_
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_the_death_of_a_loops_own_actor_is_a_failure_and_no_sign_to_leave() -> None:
     with pytest.raises(RapidError, match="train failed: its workers raised ActorDiedError"):
         _workers([], max_failures=0).run(LosesAnActorOfItsOwn(), name="train", num_workers=2)
