@@ -66,10 +66,19 @@ def override(tree: dict[str, Any], text: str, known: Iterable[str]) -> None:
       known: the dotted names of all settings, to name one that may have been meant.
     """
     dotted, equals, after = text.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(dotted.strip().split(".")):
         raise ConfigError(f"An override must read a.b=value, got {text!r}.")
-    value = _parse_yaml(after, f"The value of override {text!r}")
+    set_at(tree, dotted.strip(), _parse_yaml(after, f"The value of override {text!r}"), known)
+
+
+def set_at(tree: dict[str, Any], dotted: str, value: Any, known: Iterable[str] = ()) -> None:
+    """Sets one setting of a tree by its dotted name, making the sections on its way.
+
+    Args:
+      dotted: ``a.b``; a number is a place in a list.
+      known: the dotted names of all settings, to name one that may have been meant.
+    """
+    keys = dotted.split(".")
     node: Any = tree
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -138,7 +147,7 @@ def _parse_yaml(text: str, where: str) -> Any:
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+        problem = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
         raise ConfigError(f"{where} is not YAML: {problem}. Mend it there.") from None
     finally:
         loader.dispose()

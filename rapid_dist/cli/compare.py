@@ -1,7 +1,7 @@
 """`rapid-dist compare`."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -14,10 +14,8 @@ from rapid_dist.cli.options import (
     SetOption,
     load,
 )
+from rapid_dist.cli.printing import print_dry_run
 from rapid_dist.errors import RapidError
-
-if TYPE_CHECKING:
-    from rapid_dist.runtime.compare_plan import PreparedCompare
 
 _WIDE = 120
 COMPARE = "Set methods side by side at the same budgets, by the same evaluation (internal)."
@@ -42,7 +40,9 @@ def compare(
     loaded = load(recipe, overrides)
     out = out or f"runs/{loaded.name}-compare"
     if dry_run:
-        _print_prepared(prepare_compare(loaded, out), as_json)
+        described = prepare_compare(loaded, out).described()
+        lines = [_piece_line(one) for one in described["pieces"]]
+        print_dry_run(loaded, described, [*lines, f"pieces     {len(lines)}"], as_json)
         return
     result = run_compare(loaded, out)
     print_compare(result)
@@ -78,25 +78,16 @@ def print_compare(result: dict[str, Any]) -> None:
     print(f"internal   {result['page']}")
 
 
-def _print_prepared(prepared: "PreparedCompare", as_json: bool) -> None:
-    from rapid_dist.config import to_yaml
-
-    described = prepared.described()
-    print(to_yaml(prepared.recipe))
-    for one in described["pieces"]:
-        plan = one["plan"]
-        step, prior = plan["dp_sgd"], plan["prior"]
-        facts = [one["method"], one["promise"]]
-        if prior:
-            facts.append(f"prior noise {prior['noise_multiplier']:.4g}")
-        if step:
-            facts += [
-                f"{step['steps']} steps of {step['expected_batch']:g} x {one['multiplicity']}",
-                f"noise {step['noise_multiplier']:.4g}",
-            ]
-        print(f"{one['piece']:<28} {', '.join(facts)}")
-    for name, value in described["places"].items():
-        print(f"{name:<10} {value}")
-    print(f"pieces     {len(described['pieces'])}")
-    if as_json:
-        print(json.dumps(described, default=str))
+def _piece_line(one: dict[str, Any]) -> str:
+    """Returns what a dry run says of one piece."""
+    plan, facts = one["plan"], [one["method"], one["promise"]]
+    step, asked = plan["dp_sgd"], plan["retrieval"]
+    if plan["prior"]:
+        facts.append(f"prior noise {plan['prior']['noise_multiplier']:.4g}")
+    if step:
+        facts.append(f"{step['steps']} steps of {step['expected_batch']:g} x {one['multiplicity']}")
+    if asked:
+        facts.append(f"{asked['steps']} rounds of {asked['neighbors']} neighbours")
+    if step or asked:
+        facts.append(f"noise {(step or asked)['noise_multiplier']:.4g}")
+    return f"{one['piece']:<28} {', '.join(facts)}"

@@ -20,9 +20,6 @@ DryRunOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="End stdout with one JSON object.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-HeadOption = Annotated[
-    str, typer.Option("--head", help="A ledger head written down earlier; it must still be there.")
-]
 
 
 def load(recipe: str, overrides: list[str] | None) -> "Recipe":

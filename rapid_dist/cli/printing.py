@@ -1,5 +1,6 @@
 """What people see of a plan and of a finished run."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,19 @@ def print_plan(solved: dict[str, Any] | None, promise: str, recipe: "Recipe") ->
     print(f"solved     {unknown}")
     for name in ("pld", "prv", "rdp"):
         print(f"{name:<10} epsilon {rounded_up(epsilons[name])}")
+
+
+def print_dry_run(
+    recipe: "Recipe", described: dict[str, Any], lines: list[str], as_json: bool
+) -> None:
+    """Prints a resolved recipe, what a dry run has found out, and where it would be written."""
+    from rapid_dist.config import to_yaml
+
+    print(to_yaml(recipe))
+    for line in (*lines, *(f"{name:<10} {value}" for name, value in described["places"].items())):
+        print(line)
+    if as_json:
+        print(json.dumps(described, default=str))
 
 
 def _shown(value: Any) -> str:

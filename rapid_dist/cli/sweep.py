@@ -1,7 +1,7 @@
 """`rapid-dist sweep`."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -14,9 +14,7 @@ from rapid_dist.cli.options import (
     SetOption,
     load,
 )
-
-if TYPE_CHECKING:
-    from rapid_dist.runtime.sweep import PreparedSweep
+from rapid_dist.cli.printing import print_dry_run
 
 SWEEP = "Try many settings at one epsilon, choose one, and say what choosing it cost."
 
@@ -39,7 +37,11 @@ def sweep(
     loaded = load(recipe, overrides)
     out = out or f"runs/{loaded.name}-sweep"
     if dry_run:
-        _print_prepared(prepare_sweep(loaded, out), as_json)
+        described = prepare_sweep(loaded, out).described()
+        price = described["price"]
+        lines = [f"{name:<26} {values}" for name, values in described["space"].items()]
+        lines.append(f"price      {price['sentence'] if price else 'known when the trials are'}")
+        print_dry_run(loaded, described, lines, as_json)
         return
     result = run_sweep(loaded, out)
     print_sweep(result)
@@ -71,18 +73,3 @@ def print_sweep(result: dict[str, Any]) -> None:
     if winner["run"]:
         print(f"model      {winner['run']}")
     print(f"page       {result['page']}")
-
-
-def _print_prepared(prepared: "PreparedSweep", as_json: bool) -> None:
-    from rapid_dist.config import to_yaml
-
-    described = prepared.described()
-    print(to_yaml(prepared.recipe))
-    for name, values in described["space"].items():
-        print(f"{name:<26} {values}")
-    for name, value in described["places"].items():
-        print(f"{name:<10} {value}")
-    price = described["price"]
-    print(f"price      {price['sentence'] if price else 'known when the trials are'}")
-    if as_json:
-        print(json.dumps(described, default=str))

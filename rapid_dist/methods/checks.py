@@ -1,5 +1,7 @@
 """What of a method's settings can be refused before any stage has cost time or privacy."""
 
+from typing import Any
+
 import torch
 
 from rapid_dist.diffusion.denoiser import Denoiser
@@ -28,6 +30,27 @@ def check_settings(settings: MethodSettings) -> None:
             "a step of the schedule."
         )
     apply_subset(shape_of(settings), settings.train)
+
+
+def require_values(why: str, remedy: str, *wanted: tuple[str, Any, Any]) -> None:
+    """Refuses the first setting of (dotted name, value, the value that it must have) that differs.
+
+    Raises:
+      ConfigError: says why, the setting, its value, and the remedy.
+    """
+    for name, value, must in wanted:
+        if value != must:
+            raise ConfigError(f"{why}: {name} must be {must!r}, got {value!r}. {remedy}")
+
+
+def retrieves_nothing(settings: MethodSettings) -> tuple[tuple[str, Any, Any], ...]:
+    """Returns what the settings of a method on the whole schedule must be, for require_values."""
+    return (
+        ("train.mode", settings.train.mode, "full"),
+        ("sampling.source", settings.sampling.source, "noise"),
+        ("privacy.prior_share", settings.privacy.prior_share, 0.0),
+        ("privacy.prior_noise", settings.privacy.prior_noise, None),
+    )
 
 
 def shape_of(settings: MethodSettings) -> Denoiser:

@@ -160,6 +160,11 @@ def run_contamination(
     _obey(context, remade)
 
 
+def run_without_index(context: RunContext) -> None:
+    """Looks for a method that retrieves nothing: a source that is dropped leaves no index."""
+    run_contamination(context, remade=(public_stages.run_pretrain, public_stages.run_contrast))
+
+
 def decided(settings: MethodSettings, noise: float, noised: np.ndarray) -> dict[str, Any]:
     """Returns what follows from the noised counts and declared constants. All of it is public."""
     config = settings.contamination

@@ -92,6 +92,11 @@ def run_generate(context: RunContext) -> None:
     artifacts.mark_done(storage, facts, of=context.run, names=(name,))
 
 
+def run_evaluate(context: RunContext) -> None:
+    """Scores samples against private records: an internal result (P13)."""
+    evaluation_stage.run_evaluate(context, evaluation_stage.no_controls)
+
+
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     """Returns the stages in order; the prior is asked only where samples come from it."""
     public = [
@@ -111,5 +116,5 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     return (
         *public,
         Stage(name="generate", run=run_generate),
-        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
+        Stage(name="evaluate", run=run_evaluate),
     )

@@ -24,6 +24,7 @@ from rapid_dist.methods import (
     public_stages,
     sampling_stages,
 )
+from rapid_dist.methods.checks import require_values, retrieves_nothing
 from rapid_dist.methods.context import Promise, RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 
@@ -56,24 +57,16 @@ def check(settings: MethodSettings) -> None:
             "Method dp_ldm starts from the public weights: train.start must be 'auto' or 'public', "
             "got 'scratch'. Use method dpdm for the other."
         )
-    for name, value, wanted in (
-        ("train.mode", settings.train.mode, "full"),
-        ("sampling.source", settings.sampling.source, "noise"),
-        ("privacy.prior_share", settings.privacy.prior_share, 0.0),
-        ("privacy.prior_noise", settings.privacy.prior_noise, None),
-    ):
-        if value != wanted:
-            raise ConfigError(
-                f"Method dp_ldm retrieves nothing: {name} must be {wanted!r}, got {value!r}. "
-                "Use method rapid for the other; it runs in latents too."
-            )
-
-
-def run_contamination(context: RunContext) -> None:
-    """Looks for private images among the public ones; a source that is dropped leaves no index."""
-    contamination_stage.run_contamination(
-        context, remade=(public_stages.run_pretrain, public_stages.run_contrast)
+    require_values(
+        "Method dp_ldm retrieves nothing",
+        "Use method rapid for the other; it runs in latents too.",
+        *retrieves_nothing(settings),
     )
+
+
+def run_evaluate(context: RunContext) -> None:
+    """Scores samples against private records: an internal result (P13)."""
+    evaluation_stage.run_evaluate(context, evaluation_stage.public_control)
 
 
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:
@@ -81,9 +74,9 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     return (
         Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),
         Stage(name="contrast", run=public_stages.run_contrast, artifact=artifacts.extractor_name),
-        Stage(name="contamination", run=run_contamination),
+        Stage(name="contamination", run=contamination_stage.run_without_index),
         Stage(name="initial", run=private_stages.run_adapt),  # Without a prior: new classes alone.
         Stage(name="train", run=private_stages.run_train),
         Stage(name="generate", run=sampling_stages.run_generate),
-        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
+        Stage(name="evaluate", run=run_evaluate),
     )

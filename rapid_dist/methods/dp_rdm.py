@@ -34,7 +34,6 @@ from rapid_dist.diffusion.conditioned import (
     load_conditioned,
     save_conditioned,
 )
-from rapid_dist.errors import BudgetError, ConfigError
 from rapid_dist.methods import (
     artifacts,
     contamination_stage,
@@ -43,6 +42,7 @@ from rapid_dist.methods import (
     public_stages,
     sampling_stages,
 )
+from rapid_dist.methods.checks import require_values
 from rapid_dist.methods.context import Promise, Report, RunContext, Stage
 from rapid_dist.methods.drawing import ImageSet
 from rapid_dist.methods.seal import read_sealed
@@ -54,7 +54,6 @@ from rapid_dist.public.conditional import conditioned_rows, neighbor_means, publ
 from rapid_dist.public.fit import fit_denoiser
 from rapid_dist.release.answers import FILE, Answers
 from rapid_dist.release.bundle import Bundle
-from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.storage import Storage, open_storage
 
 NEVER_RELEASED = ""
@@ -73,16 +72,13 @@ def check(settings: MethodSettings) -> None:
     Raises:
       ConfigError: a setting asks for a prior, or for another start of a sample.
     """
-    for name, value, wanted in (
+    require_values(
+        "Method dp_rdm spends its budget on answers of a private index",
+        "Give --set method=dp_rdm, which sets it.",
         ("sampling.source", settings.sampling.source, "noise"),
         ("privacy.prior_share", settings.privacy.prior_share, 0.0),
         ("privacy.prior_noise", settings.privacy.prior_noise, None),
-    ):
-        if value != wanted:
-            raise ConfigError(
-                f"Method dp_rdm spends its budget on answers of a private index: {name} must be "
-                f"{wanted!r}, got {value!r}. Give --set method=dp_rdm, which sets it."
-            )
+    )
 
 
 def plan_of(settings: MethodSettings) -> PrivacyPlan:
@@ -173,13 +169,6 @@ def run_condition(context: RunContext) -> None:
     )
     workers, count = context.backend.workers, context.backend.num_workers
     workers.run(task, name="condition", num_workers=count, private=False)
-
-
-def run_contamination(context: RunContext) -> None:
-    """Looks for private images among the public ones; there is no index to be made again."""
-    contamination_stage.run_contamination(
-        context, remade=(public_stages.run_pretrain, public_stages.run_contrast)
-    )
 
 
 def run_answers(context: RunContext) -> None:
@@ -297,7 +286,7 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     return (
         Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),
         Stage(name="contrast", run=public_stages.run_contrast, artifact=artifacts.extractor_name),
-        Stage(name="contamination", run=run_contamination),
+        Stage(name="contamination", run=contamination_stage.run_without_index),
         Stage(name="condition", run=run_condition, artifact=conditioned_name),
         Stage(name="answers", run=run_answers),
         Stage(name="generate", run=run_generate),

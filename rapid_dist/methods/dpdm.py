@@ -25,6 +25,7 @@ from rapid_dist.methods import (
     public_stages,
     sampling_stages,
 )
+from rapid_dist.methods.checks import require_values, retrieves_nothing
 from rapid_dist.methods.context import Promise, RunContext, Stage
 from rapid_dist.methods.settings import MethodSettings
 
@@ -47,17 +48,11 @@ def check(settings: MethodSettings) -> None:
     Raises:
       ConfigError: a setting asks for retrieval or a prior, or, from scratch, for public data.
     """
-    for name, value, wanted in (
-        ("train.mode", settings.train.mode, "full"),
-        ("sampling.source", settings.sampling.source, "noise"),
-        ("privacy.prior_share", settings.privacy.prior_share, 0.0),
-        ("privacy.prior_noise", settings.privacy.prior_noise, None),
-    ):
-        if value != wanted:
-            raise ConfigError(
-                f"Method dpdm retrieves nothing: {name} must be {wanted!r}, got {value!r}. "
-                "Use method rapid for the other."
-            )
+    require_values(
+        "Method dpdm retrieves nothing",
+        "Use method rapid for the other.",
+        *retrieves_nothing(settings),
+    )
     policy = settings.contamination.policy
     if policy != "accept" and not is_from_public(settings):
         raise ConfigError(
@@ -89,11 +84,9 @@ def start_of(settings: MethodSettings, public_uri: str, *, from_public: bool) ->
     )
 
 
-def run_contamination(context: RunContext) -> None:
-    """Looks for private images among the public ones; a source that is dropped leaves no index."""
-    contamination_stage.run_contamination(
-        context, remade=(public_stages.run_pretrain, public_stages.run_contrast)
-    )
+def run_evaluate(context: RunContext) -> None:
+    """Scores samples against private records: an internal result (P13)."""
+    evaluation_stage.run_evaluate(context, evaluation_stage.no_controls)
 
 
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:
@@ -101,12 +94,12 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     public = (
         Stage(name="pretrain", run=public_stages.run_pretrain, artifact=artifacts.pretrain_name),
         Stage(name="contrast", run=public_stages.run_contrast, artifact=artifacts.extractor_name),
-        Stage(name="contamination", run=run_contamination),
+        Stage(name="contamination", run=contamination_stage.run_without_index),
     )
     private = (
         Stage(name="initial", run=run_initial),
         Stage(name="train", run=private_stages.run_train),
         Stage(name="generate", run=sampling_stages.run_generate),
-        Stage(name="evaluate", run=evaluation_stage.run_evaluate),
+        Stage(name="evaluate", run=run_evaluate),
     )
     return (*public, *private) if is_from_public(settings) else private

@@ -104,30 +104,43 @@ def require_features(settings: MethodSettings) -> None:
         open_extractor(settings.evaluation, None if root is None else Path(root))
 
 
+def no_controls(context: RunContext) -> dict[str, ImageSet]:
+    """Returns the controls of a method that is one, or that has nothing public to compare with."""
+    return {}
+
+
+def public_control(context: RunContext) -> dict[str, ImageSet]:
+    """Returns the public model alone, if controls are asked for: of a method without references."""
+    settings = context.settings
+    if not settings.evaluation.controls:
+        return {}
+    at = ControlSource(
+        settings=settings, public_uri=context.public.uri, out_uri=context.out.uri, source="noise"
+    )
+    return {"public model": ImageSet(file=control_file("public model"), open_bundle=at)}
+
+
 def controls_of(context: RunContext) -> dict[str, ImageSet]:
     """Returns the controls of design.md, section 3, by name.
 
     At no budget: the public model alone, references drawn uniformly, and the public model run from
     those. At the prior's budget: its references as they are, the public model run from them, and
-    the adapted model without a step of DP-SGD. A method without references has the first alone.
+    the adapted model without a step of DP-SGD.
     """
     settings = context.settings
-    if settings.method not in ("rapid", "dp_ldm") or not settings.evaluation.controls:
+    controls = public_control(context)
+    if not controls:
         return {}
     at = ControlSource(
         settings=settings, public_uri=context.public.uri, out_uri=context.out.uri, source="noise"
     )
     uniform, prior = replace(at, source="uniform"), replace(at, source="prior")
-    controls: dict[str, ImageSet] = {}
 
     def add(name: str, source: ControlSource, *, references: bool = False) -> None:
         controls[name] = ImageSet(
             file=control_file(name), open_bundle=source, references=references
         )
 
-    add("public model", at)
-    if settings.method == "dp_ldm":
-        return controls  # It has no references.
     add("references, uniform", replace(uniform, jitter=False), references=True)
     add("public model from uniform references", uniform)
     if context.plan.prior is not None:
@@ -235,7 +248,7 @@ def run_evaluate(
     """Scores samples and controls against private records: an internal result (P13).
 
     Args:
-      make_controls: of a method that has controls of its own.
+      make_controls: of a method that has other controls than one that draws references.
     """
     if not context.internal.exists(QUALITY):
         workers, count = context.backend.workers, context.backend.num_workers

@@ -20,7 +20,6 @@ from functools import partial
 from rapid_dist.collective import Collective
 from rapid_dist.data.sources import load_private
 from rapid_dist.diffusion.checkpoint import Checkpoints
-from rapid_dist.errors import ConfigError
 from rapid_dist.methods import (
     artifacts,
     dpdm,
@@ -29,6 +28,7 @@ from rapid_dist.methods import (
     public_stages,
     sampling_stages,
 )
+from rapid_dist.methods.checks import require_values, retrieves_nothing
 from rapid_dist.methods.context import Promise, Report, RunContext, Stage
 from rapid_dist.methods.drawing import ImageSet, drawing_of, facts_file
 from rapid_dist.methods.settings import MethodSettings
@@ -61,18 +61,12 @@ def check(settings: MethodSettings) -> None:
     Raises:
       ConfigError: a setting asks for retrieval, a prior or a decision, all of which are charged.
     """
-    for name, value, wanted in (
-        ("train.mode", settings.train.mode, "full"),
-        ("sampling.source", settings.sampling.source, "noise"),
-        ("privacy.prior_share", settings.privacy.prior_share, 0.0),
-        ("privacy.prior_noise", settings.privacy.prior_noise, None),
+    require_values(
+        "Method nonprivate charges nothing",
+        "Give --set method=nonprivate, which sets it, or use a method with a promise.",
+        *retrieves_nothing(settings),
         ("contamination.policy", settings.contamination.policy, "accept"),
-    ):
-        if value != wanted:
-            raise ConfigError(
-                f"Method nonprivate charges nothing: {name} must be {wanted!r}, got {value!r}. "
-                "Give --set method=nonprivate, which sets it, or use a method with a promise."
-            )
+    )
 
 
 def inside(context: RunContext) -> RunContext:
@@ -181,6 +175,11 @@ def _generator_of(settings: MethodSettings, out_uri: str) -> Bundle:
     return Bundle(facts=facts, denoiser=denoiser)
 
 
+def run_evaluate(context: RunContext) -> None:
+    """Scores samples against private records, inside."""
+    evaluation_stage.run_evaluate(inside(context), evaluation_stage.no_controls)
+
+
 def stages(settings: MethodSettings) -> tuple[Stage, ...]:
     """Returns the stages in order; all but the public one write among internal results."""
     public = Stage(
@@ -190,6 +189,6 @@ def stages(settings: MethodSettings) -> tuple[Stage, ...]:
         Stage(name="initial", run=_internal(run_initial)),
         Stage(name="train", run=_internal(run_train)),
         Stage(name="generate", run=_internal(run_generate)),
-        Stage(name="evaluate", run=_internal(evaluation_stage.run_evaluate)),
+        Stage(name="evaluate", run=run_evaluate),
     )
     return (public, *own) if is_from_public(settings) else own

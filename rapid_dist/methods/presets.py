@@ -20,7 +20,12 @@ _NOT_DECIDED = ("contamination.policy=accept", "privacy.contamination_noise=null
 _WHOLE_SCHEDULE = ("train.mode=full", "sampling.source=noise", *_NO_PRIOR)
 
 PRESETS: dict[str, tuple[str, ...]] = {
-    "rapid": (),
+    "rapid": (
+        "train.mode=late",
+        "train.start=auto",
+        "sampling.source=prior",
+        "privacy.prior_share=0.1",
+    ),
     "dp_ldm": (
         *_WHOLE_SCHEDULE,
         "autoencoder.posterior=mean",  # An autoencoder; the recipe's own, if it has one.

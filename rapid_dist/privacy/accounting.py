@@ -112,6 +112,19 @@ def epsilons(events: Sequence[Event], delta: float) -> Epsilons:
     return Epsilons(delta=delta, pld=pld, prv=prv, rdp=rdp)
 
 
+def upper_bound(events: Sequence[Event], delta: float) -> float:
+    """Returns an epsilon that ``events`` certainly do not pass: by Rényi divergences alone.
+
+    For totals so large that PLD and PRV, with their grids of bounded size, come apart. It is looser
+    than either and no figure to claim for a model.
+    """
+    parts = pooled(events)
+    if not parts:
+        return 0.0
+    discrete = discreteness(events, delta)
+    return discrete.total(_rdp(parts, discrete.delta))
+
+
 @lru_cache(maxsize=16)
 def plan(config: PrivacyConfig, num_records: int) -> PrivacyPlan:
     """Solves the one unknown of ``config``.

@@ -14,10 +14,10 @@ from rapid_dist.config import Recipe, method_settings, parse_recipe, to_tree
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.methods import catalog
 from rapid_dist.methods.presets import presets_of
-from rapid_dist.recipe_files import override
+from rapid_dist.recipe_files import override, set_at
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.compare_piece import PieceJob
-from rapid_dist.runtime.run_directory import FREE, Places, places
+from rapid_dist.runtime.run_directory import Places, places, shaping
 
 PIECES = "pieces"
 
@@ -46,8 +46,7 @@ class Piece:
     @property
     def identity(self) -> str:
         """A hash of all that shapes the piece's figures."""
-        tree = to_tree(self.prepared.recipe)
-        kept = {name: value for name, value in tree.items() if name not in FREE}
+        kept = shaping(to_tree(self.prepared.recipe))
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def described(self) -> dict[str, Any]:
@@ -127,11 +126,11 @@ def recipe_of(recipe: Recipe, where: Places, row: str, epsilon: float | None, se
     tree = to_tree(recipe)
     del tree["compare"]  # One piece has nothing to do with the others.
     if epsilon is not None:
-        _set(tree, {**compare.at(epsilon), "privacy.epsilon": epsilon})
+        _set_all(tree, {**compare.at(epsilon), "privacy.epsilon": epsilon})
     tree["method"] = method
     for text in presets_of(method) if method != recipe.method else ():
         override(tree, text, ())  # After what all rows change: it is what makes it this method.
-    _set(tree, changes)
+    _set_all(tree, changes)
     shared = {
         "sampling.seed": seed,
         "evaluation.seed": seed,
@@ -143,17 +142,13 @@ def recipe_of(recipe: Recipe, where: Places, row: str, epsilon: float | None, se
         "tracking.register_models": False,
         "tracking.experiment": f"{recipe.tracking.experiment}-compare",
     }
-    _set(tree, shared)
+    _set_all(tree, shared)
     return parse_recipe(tree)
 
 
-def _set(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
+def _set_all(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
     for dotted, value in settings.items():
-        *path, last = dotted.split(".")
-        node: Any = tree
-        for key in path:
-            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        node[int(last) if isinstance(node, list) else last] = value
+        set_at(tree, dotted, value)
 
 
 def _name(row: str, epsilon: float | None, seed: int) -> str:

@@ -15,7 +15,7 @@ from rapid_dist.errors import BudgetError
 from rapid_dist.evaluation.suite import INTERNAL
 from rapid_dist.methods import artifacts, catalog
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
-from rapid_dist.privacy.accounting import epsilons
+from rapid_dist.privacy.accounting import epsilons, upper_bound
 from rapid_dist.privacy.dataset_total import dataset_epsilons
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import rounded_up
@@ -200,11 +200,20 @@ def _cost(
     begun = {_run(open_storage(_out_of(where, state))) for state in states}
     runs = sorted({entry.run for entry in ledger.entries() if entry.run in begun - {""}})
     delta = recipe.privacy.delta
+    own = [event for run in runs for event in ledger.events(run)]
     try:
-        own = [event for run in runs for event in ledger.events(run)]
         spent, whole = epsilons(own, delta).reported, dataset_epsilons(ledger, delta).reported
-    except BudgetError as error:  # Of very many pieces the accountants may disagree.
-        return {"pieces": len(runs), "sentence": f"Its total cannot be claimed: {error}"}
+    except BudgetError:  # Of very many pieces the accountants come apart.
+        most = rounded_up(upper_bound(own, delta))
+        everything = rounded_up(_most_of_all(ledger, delta))
+        sentence = (
+            f"The {len(runs)} charged pieces of this comparison together cost at most epsilon "
+            f"{most} at delta {delta:g}, and all that was ever charged to "
+            f"{recipe.data.private.name!r} at most {everything}: bounds by Rényi divergences, for "
+            "on so large a total PLD and PRV do not agree. That is no privacy any more; choosing "
+            "among them by these figures is a choice made on private records besides."
+        )
+        return {"pieces": len(runs), "sentence": sentence}
     free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)
     counted = "one charged piece" if len(runs) == 1 else f"{len(runs)} charged pieces"
     cost = f"The {counted} of this comparison together cost epsilon {rounded_up(spent)}"
@@ -219,6 +228,14 @@ def _cost(
             f" {free} more trained on the records without any privacy: nothing covers those."
         )
     return {"pieces": len(runs), "epsilon": spent, "dataset_epsilon": whole, "sentence": sentence}
+
+
+def _most_of_all(ledger: Ledger, delta: float) -> float:
+    """Returns what all that was ever charged to a data set costs, or a bound of it."""
+    try:
+        return dataset_epsilons(ledger, delta).reported
+    except BudgetError:  # Then no sweep is among it: those are priced by such a bound anyway.
+        return upper_bound(ledger.events(), delta)
 
 
 def _out_of(where: Places, state: Mapping[str, Any]) -> str:

@@ -27,13 +27,17 @@ from rapid_dist.release.registry import ledger_heads, tags_of
 from rapid_dist.release.scan import MODEL_FILES, internal_traces
 from rapid_dist.runtime.chosen import trial_fault
 from rapid_dist.runtime.results import AUDIT
-from rapid_dist.runtime.run_directory import Places, begun_with, places, refused_changes
+from rapid_dist.runtime.run_directory import (
+    Places,
+    begun_with,
+    places,
+    refused_changes,
+    shaping,
+)
 from rapid_dist.storage import Storage, StorageMissing, open_storage
 
 SELECTION = "selection.json"  # What a sweep says of the run that it chose.
 INTERNAL = ("quality.json", contamination_stage.FOUND)
-# Sections of a recipe that say where it runs or what is measured, and shape no model.
-UNSAID = ("runtime", "tracking", "release", "evaluation", "sweep", "compare")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +67,12 @@ class Finished:
 
 
 def told_settings(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe as a passport prints it: without places of the owner's machines.
+    """Returns the recipe as a passport prints it: without where it runs and what is measured.
 
     Of a file's address its last part is left, which is what tells one source from another.
     """
-    tree = {name: value for name, value in to_tree(recipe).items() if name not in UNSAID}
-    data = tree["data"] = {name: value for name, value in tree["data"].items() if name != "root"}
+    tree = {name: value for name, value in shaping(to_tree(recipe)).items() if name != "evaluation"}
+    data = tree["data"]
     for source in (data["private"], *data["public"], *data["more_references"]):
         if source["path"] is not None:
             source["path"] = PurePosixPath(source["path"]).name

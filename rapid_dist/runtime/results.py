@@ -17,12 +17,14 @@ import numpy as np
 from rapid_dist.config import Recipe
 from rapid_dist.methods import (
     artifacts,
+    catalog,
     contamination_stage,
     evaluation_stage,
     private_stages,
     sampling_stages,
 )
 from rapid_dist.methods.context import RunContext
+from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.dataset_total import has_secret
 from rapid_dist.privacy.ledger import Ledger
@@ -208,7 +210,7 @@ def write_pages(
             name: image_set(context, evaluation_stage.control_file(name))
             for name in quality.get("controls", {})
         },
-        "strips": _strips(context) if settings.method == "rapid" else None,
+        "strips": _strips(context) if _retrieves(settings) else None,
         "curve": curve,
         "audit": _audit(context),
         "price_per_hour": price_per_hour,
@@ -221,6 +223,11 @@ def write_pages(
             quality = {**quality, "contamination": near}
         page = render_report(ReportInputs(**inputs, quality=quality))
         context.internal.write("report.html", page.encode())
+
+
+def _retrieves(settings: MethodSettings) -> bool:
+    """Whether there is a private model that may be entered at a retrieved state."""
+    return catalog.has_stage(settings, "index") and catalog.has_stage(settings, "train")
 
 
 def _audit(context: RunContext) -> dict[str, Any] | None:

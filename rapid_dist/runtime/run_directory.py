@@ -231,6 +231,15 @@ class RunDirectory:
         return fresh["run"]
 
 
+def shaping(tree: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns a recipe's tree without what changes no result, the sections in ``but`` excepted."""
+    free = set(FREE) - set(but)
+    kept = {name: value for name, value in tree.items() if name not in free}
+    for section, _, name in (one.partition(".") for one in free if "." in one):
+        kept[section] = {key: value for key, value in kept[section].items() if key != name}
+    return kept
+
+
 def begun_with(storage: Storage, recipe: Recipe) -> Recipe:
     """Returns what a run's config.yaml describes, newer settings than it at their defaults."""
     place = f"{storage.uri}/config.yaml"

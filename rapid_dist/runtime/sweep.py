@@ -43,7 +43,7 @@ from rapid_dist.runtime.cluster import Needs, cluster_resources, session
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress
 from rapid_dist.runtime.room import searchers_beside
-from rapid_dist.runtime.run_directory import Places, places, require_writable
+from rapid_dist.runtime.run_directory import Places, places, require_writable, shaping
 from rapid_dist.runtime.signals import stop_on_sigterm
 from rapid_dist.runtime.sweep_book import Book, Trial
 from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
@@ -56,7 +56,6 @@ from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_stor
 CHOSEN = "chosen"
 DRAWN = "internal/drawn.json"  # How many runs, and which: secret, kept so that a sweep can go on.
 _MOST_REDRAWN = 1_000
-_FREE = ("runtime", "tracking", "release", "compare")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +376,7 @@ def _admit(recipe: Recipe, storage: Storage) -> None:
 
 def _shaping(tree: dict[str, Any]) -> dict[str, Any]:
     """What may not change while a sweep goes on: all but where it runs; its ledger must stay."""
-    kept = {name: value for name, value in tree.items() if name not in _FREE}
+    kept = shaping(tree, but=("sweep",))
     how_many = {"concurrent", "runner"}
     kept["sweep"] = {k: v for k, v in tree["sweep"].items() if k not in how_many}
     return {**kept, "ledger_dir": tree["runtime"]["ledger_dir"]}

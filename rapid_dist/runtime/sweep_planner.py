@@ -5,7 +5,6 @@ and the declared N of the private data. On a stand-in the same mechanism is rehe
 noise and batch are those that the private data would get, whatever the stand-in's own size.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from rapid_dist.methods.sweep_score import TRIES, require_scorable
 from rapid_dist.methods.sweep_settings import Point, default_space, variants
 from rapid_dist.privacy.accounting import PrivacyPlan, epsilons, plan
 from rapid_dist.privacy.selection import Candidate
+from rapid_dist.recipe_files import set_at
 from rapid_dist.runtime.run_directory import Places
 from rapid_dist.runtime.sweep_search import Space
 from rapid_dist.runtime.sweep_trial import TrialJob, score_event
@@ -37,7 +37,7 @@ class Planner:
         """Returns the recipe of a point, for the private data, and its plan's unknown left open."""
         tree = to_tree(self.recipe)
         for name, value in point.items():
-            _set(tree, name, value)
+            set_at(tree, name, value)
         tree["privacy"][self.recipe.sweep.solve] = None
         return parse_recipe(tree)
 
@@ -81,7 +81,7 @@ class Planner:
         """
         whole = to_tree(self.recipe)
         for name, value in {**point, "split.split_step": 1}.items():
-            _set(whole, name, value)
+            set_at(whole, name, value)
         tree = self._tree(parse_recipe(whole), number)
         tree["runtime"]["backend"] = self.recipe.runtime.backend
         privacy = self.recipe.privacy
@@ -227,13 +227,3 @@ def _rehearsed(solved: PrivacyPlan, proxy: Proxy) -> PrivacyPlan:
     units = proxy.private.num_groups or proxy.private.num_records
     batch = min(solved.dp_sgd.expected_batch, float(units))
     return replace(solved, dp_sgd=replace(solved.dp_sgd, num_records=units, expected_batch=batch))
-
-
-def _set(tree: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    node: Any = tree
-    for section in sections:
-        if not isinstance(node, Mapping) or not isinstance(node.get(section), dict):
-            raise ConfigError(f"There is no setting {name}. Correct sweep.space.")
-        node = node[section]
-    node[last] = value

@@ -5,23 +5,29 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from rapid_dist.cli.main import main
 from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.errors import BudgetError, ConfigError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.compare_settings import CompareConfig
+from rapid_dist.privacy.accounting import epsilons, upper_bound
+from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import DpSgdEvent
+from rapid_dist.privacy.statement import rounded_up
 from rapid_dist.release.compare_page import USEFUL, markdown_table, table_rows
 from rapid_dist.release.compare_plots import HEIGHT, Series, quality_svg
 from rapid_dist.runtime.compare import run_compare
 from rapid_dist.runtime.compare_memory import tree_rss
 from rapid_dist.runtime.compare_piece import PieceJob
 from rapid_dist.runtime.compare_plan import prepare_compare
-from rapid_dist.runtime.compare_results import _one_of_each
+from rapid_dist.runtime.compare_results import _cost, _one_of_each
 from rapid_dist.storage import open_storage
 
 
@@ -90,6 +96,56 @@ def test_pieces_share_data_budget_seed_and_evaluation_and_differ_in_their_method
     described = prepared.described()["pieces"]
     assert described[0]["plan"]["dp_sgd"]["steps"] == 3
     assert {one["promise"] for one in described} == {"charged", "public"}
+
+
+def test_a_piece_is_done_wherever_its_data_lie_and_however_it_is_run(tmp_path: Path) -> None:
+    def identity(*more: str) -> str:
+        recipe = _recipe("compare.methods=[public]", "compare.seeds=1", *more)
+        (piece,) = prepare_compare(recipe, str(tmp_path)).pieces
+        return piece.identity
+
+    own = identity()
+    assert identity(f"data.root={tmp_path}") == own
+    assert identity("runtime.workers=3", "tracking.experiment=other") == own
+    assert identity("sampling.count=7") != own
+    assert identity("data.reference_share=0.3") != own
+
+
+def test_a_dry_run_shows_a_line_a_piece_with_its_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = ["compare.methods=[rapid, dp_rdm, public]", "privacy.steps=3", "compare.seeds=1"]
+    arguments = [part for one in sets for part in ("--set", one)]
+    assert (
+        main(["compare", "-r", "digits", *arguments, "-o", str(tmp_path / "c"), "--dry-run"]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split()[0]: line for line in lines if "-10-0" in line or "-any-0" in line}
+    assert "prior noise" in found["rapid-10-0"]
+    assert "3 steps of 512 x 1, noise" in found["rapid-10-0"]
+    assert "16 rounds of 32 neighbours, noise" in found["dp_rdm-10-0"]
+    assert found["public-any-0"].endswith("public, public")
+    assert "pieces     3" in lines
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_total_on_which_no_accountants_agree_is_bounded(tmp_path: Path) -> None:
+    """A comparison of many pieces is charged more than PLD and PRV can follow."""
+    delta = 1e-4  # Of the recipe.
+    spent = [DpSgdEvent(sample_rate=0.5, noise_multiplier=0.3, steps=600)]
+    with pytest.raises(BudgetError, match="accountants disagree"):
+        epsilons(spent, delta)
+    bound = upper_bound(spent, delta)
+    few = [replace(spent[0], steps=2)]
+    assert epsilons(few, delta).rdp == upper_bound(few, delta) >= epsilons(few, delta).pld
+    assert 1_000 < bound < 10_000
+    ledger = Ledger.open(tmp_path / "ledger", "digits")
+    ledger.append("query", "other", attempt=ledger.begin_attempt("other"), event=spent[0])
+    prepared = prepare_compare(_recipe("compare.methods=[public]"), str(tmp_path / "c"))
+    cost = _cost(prepared.recipe, prepared.places, (), ())
+    assert f"at most {rounded_up(bound)}: bounds by Rényi divergences" in cost["sentence"]
+    assert "epsilon" not in cost
 
 
 def test_a_row_that_is_no_method_is_refused_by_name(tmp_path: Path) -> None:

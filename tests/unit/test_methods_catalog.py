@@ -40,6 +40,16 @@ def test_the_presets_are_what_makes_it_so() -> None:
         catalog.check_method(method_settings(parse_recipe(parse_tree(own))))
 
 
+def test_a_recipe_of_another_method_becomes_one_of_rapid(tmp_path: Any) -> None:
+    """It does not stay on the whole schedule, from noise and without a prior."""
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(load_recipe("digits", ["method=dpdm"])))
+    settings = method_settings(load_recipe(path, ["method=rapid"]))
+    catalog.check_method(settings)
+    assert (settings.train.mode, settings.sampling.source) == ("late", "prior")
+    assert catalog.plan_of(settings).prior is not None
+
+
 def test_an_override_of_ones_own_beats_the_presets_wherever_it_stands() -> None:
     before = load_recipe("digits", ["train.multiplicity=4", "method=dpdm"])
     after = load_recipe("digits", ["method=dpdm", "train.multiplicity=4"])
