@@ -6,7 +6,7 @@ asks for. Where they are not installed, bring their wheels:
 
     pip install --no-index --find-links WHEELS 'rapid-dist[train]'
 
-After ``MINUTES`` the piece is stopped, as by Ctrl-C, and the same command goes on from its last
+After ``--minutes`` the piece is stopped, as by Ctrl-C, and the same command goes on from its last
 checkpoint; so what is in ``--runs`` has to stay on the machine until a piece is whole. Its figures
 are then in ``DIR/<piece>.json``, with the minutes of all its attempts in them.
 """
@@ -51,18 +51,27 @@ LARGE: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 CLASSIFIERS = ("evaluation.classifiers.steps=6000", "evaluation.classifiers.batch_size=256")
+# On the CPU, on data that come with the package: whether a piece runs, stops and goes on.
 REHEARSAL = (
+    "data={private: {source: digits, name: rehearsal, num_records: 1432, num_classes: 10, size: 8},"
+    " public: [{source: letters, count: 300}]}",
     "network.widths=[16]", "network.attention=[false]", "pretrain.steps=2", "contrast.steps=2",
     "adapt.steps=2", "knowledge_base.clusters=20", "knowledge_base.kmeans_images=100",
     "privacy.steps=2", "privacy.expected_batch=8", "train.multiplicity=1", "sampling.count=100",
     "evaluation.classifiers.steps=3", "evaluation.fidelity_images=100", "runtime.device=cpu",
     "train.micro_batch=8", "evaluation.classifiers.logistic_iterations=2",
-    "evaluation.features=pixels",
+    "evaluation.features=pixels", "evaluation.memorisation_images=50", "train.trainable=all",
+    "sampling.late_intervals=2", "sampling.early_intervals=2", "pretrain.batch_size=16",
+    "contrast.batch_size=16", "adapt.batch_size=16",
 )  # fmt: skip
 
 
-def quality(recipe: str, epsilon: float, data_root: Path, runs: Path) -> Piece:
-    """One row of method rapid at one epsilon; goes on where the last call stopped."""
+def quality(recipe: str, epsilon: float, data_root: Path, runs: Path, most: float) -> Piece:
+    """One row of method rapid at one epsilon; goes on where the last call stopped.
+
+    Args:
+      most: minutes of one call.
+    """
 
     def run(out: Path, rehearse: bool) -> None:
         lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -86,7 +95,7 @@ def quality(recipe: str, epsilon: float, data_root: Path, runs: Path) -> Piece:
             command += ["--set", setting]
         minutes = _minutes_before(folder)
         start = time.monotonic()
-        ended = _for_a_while([*command, "--out", str(folder / "compare")], 60 * MINUTES)
+        ended = _for_a_while([*command, "--out", str(folder / "compare")], 60 * most)
         minutes += (time.monotonic() - start) / 60
         (folder / "minutes.json").write_text(json.dumps({"minutes": minutes}))
         if not ended:
@@ -101,10 +110,10 @@ def quality(recipe: str, epsilon: float, data_root: Path, runs: Path) -> Piece:
     return run
 
 
-def pieces(data_root: Path, runs: Path) -> dict[str, Piece]:
+def pieces(data_root: Path, runs: Path, most: float = MINUTES) -> dict[str, Piece]:
     """Returns all pieces by name."""
     return {
-        f"quality-{recipe}-{epsilon:g}": quality(recipe, epsilon, data_root, runs)
+        f"quality-{recipe}-{epsilon:g}": quality(recipe, epsilon, data_root, runs, most)
         for recipe in LARGE
         for epsilon in (1.0, 10.0)
     }

@@ -126,8 +126,13 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, at reduced size")
     parser.add_argument("--data", type=Path, default=Path("data"), help="for quality: data.root")
     parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="for quality: state")
+    parser.add_argument(
+        "--minutes", type=float, default=quality.MINUTES, help="for quality: of one call"
+    )
     options = parser.parse_args()
-    pieces = PIECES | quality.pieces(options.data.resolve(), options.runs.resolve())
+    pieces = PIECES | quality.pieces(
+        options.data.resolve(), options.runs.resolve(), options.minutes
+    )
     if options.list or not options.pieces:
         print("\n".join(pieces))
         return

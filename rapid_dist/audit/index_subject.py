@@ -112,5 +112,5 @@ class Exactly(PoissonSampler):
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """float [n, D] -> float32 [n, D], every row of length 1."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / lengths).astype(np.float32)
+    scaled: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return scaled.astype(np.float32)

@@ -6,6 +6,7 @@ embeddings those of an untrained extractor of the recipe's own architecture.
 
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -40,7 +41,7 @@ def index_subject(settings: MethodSettings, plan: PrivacyPlan) -> IndexSubject:
             own.contrast.extractor, public.spec.channels, public.spec.size
         ).freeze()
     with tempfile.TemporaryDirectory(prefix="rapid-audit-") as folder:
-        store = LocalStorage(folder)
+        store = LocalStorage(Path(folder))
         artifacts.put_extractor(store.child(artifacts.extractor_name(own)), extractor)
         embed = public_stages.open_extractor(own, store.uri)  # As the run opens it.
     return IndexSubject(

@@ -2,19 +2,24 @@
 
 import json
 import stat
+import subprocess
+import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rapid_dist.config import Recipe, load_recipe
-from rapid_dist.errors import BudgetError
+from rapid_dist.errors import BudgetError, RapidError
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.privacy.mechanism import RetrievalEvent
 from rapid_dist.runtime.compare import run_compare
-from rapid_dist.runtime.compare_piece import PieceJob, run_piece
+from rapid_dist.runtime.compare_piece import PieceJob, run_apart, run_piece
 
-pytestmark = pytest.mark.slow  # Seven whole runs; unit/test_compare.py has what needs none.
+pytestmark = pytest.mark.slow  # A dozen whole runs; unit/test_compare.py has what needs none.
 
 TINY = [
     "data.public.0.count=400",
@@ -160,3 +165,94 @@ def test_the_same_command_goes_on_with_what_is_left(
     both = [one["figures"]["mean"] for one in result["pieces"] if one["row"] == "dpdm"]
     assert both[0] == first_of["dpdm-1-0"]["mean"]
     assert rows["dpdm"]["mean"]["mean"] == pytest.approx(sum(both) / 2)
+
+
+OTHERS = (
+    "compare.methods=[nonprivate, dp_ldm, dp_rdm]", "compare.epsilons=[10]", "compare.seeds=1",
+    "compare.variants={"
+    "nonprivate: {train.multiplicity: 1}, "
+    "dp_ldm: {train.trainable: norm_bias, autoencoder.steps: 2, autoencoder.batch_size: 16,"
+    " autoencoder.network.widths: [8, 8]}, "
+    "dp_rdm: {private_index.rounds: 2, conditional.steps: 2, conditional.batch_size: 16}}",
+)  # fmt: skip
+
+
+def test_a_ceiling_latents_and_a_private_index_stand_beside_each_other(tmp_path: Path) -> None:
+    out, runs = tmp_path / "runs" / "compare", Stops()
+    result = run_compare(_recipe(*OTHERS), str(out), run_one=runs)
+    assert runs.ran == ["nonprivate-any-0", "dp_ldm-10-0", "dp_rdm-10-0"]
+    assert {one["piece"]: (one["state"], one["reason"]) for one in result["pieces"]} == (
+        dict.fromkeys(runs.ran, ("done", ""))
+    )
+    rows = {row["row"]: row for row in result["rows"]}
+    assert [(row["promise"], row["epsilon"]) for row in rows.values()] == [
+        ("none", None), ("charged", 10), ("charged", 10),
+    ]  # fmt: skip
+    assert rows["nonprivate"]["mean"]["epsilon_spent"] is None  # It has none, not even 0.
+    for name in ("dp_ldm", "dp_rdm"):
+        assert 9 < rows[name]["mean"]["epsilon_spent"] <= 10
+    for row in rows.values():
+        assert row["mean"]["nfe"] > 0
+        assert 0 <= row["mean"]["mean"] <= 1
+        assert row["mean"]["public_seconds"] >= 0
+    assert "1 more trained on the records without any privacy" in result["cost"]["sentence"]
+    ledger = Ledger.open(out.parent / "ledger", "digits")
+    assert len(ledger.runs()) == result["cost"]["pieces"] == 2
+    assert any(isinstance(event, RetrievalEvent) for event in ledger.events())
+    weights = [path for path in out.rglob("*.safetensors") if "nonprivate-any-0" in path.parts]
+    assert weights
+    assert all("internal" in path.parts for path in weights)
+
+
+def _killed_while_training(ledger: Path, steps: int) -> Any:
+    """Runs pieces in processes of their own; kills one when so many steps of it are charged."""
+
+    def run_one(job: PieceJob) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "rapid_dist.runtime.compare_piece"], stdin=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asdict(job)).encode())
+        process.stdin.close()
+        while process.poll() is None:
+            charged = [one for one in ledger.glob("*.json") if b'"kind": "step"' in one.read_bytes()
+                       or b'"kind":"step"' in one.read_bytes()]  # fmt: skip
+            if len(charged) >= steps:
+                process.kill()
+            time.sleep(0.02)
+        if process.returncode:
+            raise RapidError(f"its process ended with {process.returncode}")
+
+    return run_one
+
+
+def test_a_killed_piece_goes_on_and_done_ones_are_not_run_again(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "compare"
+    recipe = _recipe(
+        "compare.methods=[public, dpdm]", "compare.epsilons=[10]", "compare.seeds=1",
+        "privacy.steps=40", "privacy.reserve_steps=20", "train.checkpoint_every=2",
+    )  # fmt: skip
+    ledger = out.parent / "ledger" / "digits"
+    first = run_compare(recipe, str(out), run_one=_killed_while_training(ledger, 7))
+    assert [one["state"] for one in first["pieces"]] == ["done", "failed"]
+    begun = json.loads((out / "pieces/dpdm-10-0/run.json").read_text())["run"]
+    marked = (out / "pieces/public-any-0/summary.json").stat().st_mtime_ns
+    ran: list[str] = []
+
+    def apart(job: PieceJob) -> None:
+        ran.append(job.name)
+        run_apart(job)
+
+    second = run_compare(recipe, str(out), run_one=apart)
+    assert ran == ["dpdm-10-0"]
+    assert [one["state"] for one in second["pieces"]] == ["done", "done"]
+    assert (out / "pieces/public-any-0/summary.json").stat().st_mtime_ns == marked
+    assert json.loads((out / "pieces/dpdm-10-0/run.json").read_text())["run"] == begun
+    steps = [one for one in Ledger.open(out.parent / "ledger", "digits").entries()
+             if one.kind == "step"]  # fmt: skip
+    assert {one.run for one in steps} == {begun}
+    assert {one.step for one in steps} == set(range(40))
+    assert {one.attempt for one in steps} == {1, 2}
+    repeated = len(steps) - 40
+    assert 0 <= repeated <= 2  # It went on from its last checkpoint; what it lost is charged again.
+    assert second["rows"][-1]["mean"]["epsilon_spent"] <= 10

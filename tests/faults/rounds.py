@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rapid_dist.audit.index_subject import RUN, IndexSubject, open_index_keeper
+from rapid_dist.audit.index_subject import IndexSubject, open_index_keeper
+from rapid_dist.audit.subject import RUN
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, RetrievalConfig

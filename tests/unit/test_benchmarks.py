@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from rapid_dist.config import method_settings
+from rapid_dist.config import load_recipe, method_settings
 from rapid_dist.methods.catalog import check_method
 from rapid_dist.runtime.compare_plan import recipe_of
 from rapid_dist.runtime.run_directory import Places
@@ -20,8 +21,10 @@ ABSENT = (
     "ray", "mlflow", "faiss", "pydantic", "opacus", "dp_accounting", "scipy", "sklearn", "boto3",
     "cryptography", "matplotlib", "torchmetrics",
 )  # fmt: skip
+# The pieces that run the whole loop need Opacus' list of layers, and what the ledger needs.
+LOOP = ("ray", "mlflow", "faiss", "pydantic", "boto3", "matplotlib", "torchmetrics")
 WITHOUT = """
-import runpy, sys
+import sys
 class Without:
     def __init__(self, inner):
         self.inner = inner
@@ -32,8 +35,6 @@ class Without:
     def __getattr__(self, name):
         return getattr(self.inner, name)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-sys.argv = {argv!r}
-runpy.run_path({path!r}, run_name="__main__")
 """
 
 
@@ -46,15 +47,21 @@ def _benchmark(name: str) -> ModuleType:
     return module
 
 
-def _run_without(absent: tuple[str, ...], *argv: str) -> subprocess.CompletedProcess[str]:
+def _run_without(
+    absent: tuple[str, ...], folder: Path, *argv: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the pieces where nobody, no process that they start either, finds certain vendors."""
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(WITHOUT.format(absent=set(absent)))
     path = str(ROOT / "benchmarks" / "gpu" / "run.py")
-    code = WITHOUT.format(absent=set(absent), argv=["run.py", *argv], path=path)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run([sys.executable, path, *argv], capture_output=True, text=True, env=env)
 
 
 @pytest.mark.slow
 def test_a_gpu_piece_is_rehearsed_where_vendors_are_lacking(tmp_path: Path) -> None:
-    done = _run_without(ABSENT, "step-mnist-16", "--rehearse", "--out", str(tmp_path))
+    done = _run_without(ABSENT, tmp_path, "step-mnist-16", "--rehearse", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "left out, Opacus is not there: opacus hooks" in done.stdout
     found = json.loads((tmp_path / "step-mnist-16.json").read_text())
@@ -62,14 +69,67 @@ def test_a_gpu_piece_is_rehearsed_where_vendors_are_lacking(tmp_path: Path) -> N
     assert all(row["seconds"] > 0 for row in found["rows"])
 
 
-def test_the_gpu_pieces_are_listed_where_vendors_are_lacking() -> None:
-    done = _run_without(ABSENT, "--list")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("piece", "absent"),
+    [("shapes-cifar", ABSENT), ("shapes-latents", ABSENT), ("parts-mnist-1", LOOP)],
+)
+def test_a_gpu_piece_of_each_kind_is_rehearsed_where_vendors_are_lacking(
+    piece: str, absent: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = _run_without(absent, tmp_path, piece, "--rehearse", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "step-cifar-16" in done.stdout.split()
+    assert json.loads((tmp_path / f"{piece}.json").read_text())["rows"]
 
 
-def test_the_list_would_notice_a_vendor_that_is_needed() -> None:
-    assert _run_without(("diffusers",), "--list").returncode != 0
+@pytest.mark.slow
+def test_a_gpu_piece_of_quality_stops_after_its_minutes_and_goes_on(tmp_path: Path) -> None:
+    own = ["quality-mnist-1", "--rehearse", "--out", str(tmp_path), "--runs", str(tmp_path / "r")]
+    result, absent = tmp_path / "quality-mnist-1.json", ("ray", "boto3")
+    cut = _run_without(absent, tmp_path, *own, "--minutes", "0.1")
+    assert cut.returncode == 0, cut.stderr
+    assert "not whole after" in cut.stdout
+    assert not result.exists()
+    done = _run_without(absent, tmp_path, *own)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(result.read_text())
+    assert [row["epsilon"] for row in found["rows"]] == [1.0]
+    assert 0 <= found["rows"][0]["mean"] <= 1
+    assert found["minutes"] > 0.1  # Of both calls.
+
+
+@pytest.mark.slow
+def test_a_gpu_piece_of_quality_says_what_is_lacking(tmp_path: Path) -> None:
+    lacking = ("opacus", "pydantic", "mlflow")
+    done = _run_without(lacking, tmp_path, "quality-cifar10-10", "--rehearse")
+    assert done.returncode != 0
+    assert "pydantic, opacus, mlflow not installed" in done.stderr
+
+
+def test_the_gpu_pieces_are_listed_where_vendors_are_lacking(tmp_path: Path) -> None:
+    done = _run_without(ABSENT, tmp_path, "--list")
+    assert done.returncode == 0, done.stderr
+    listed = done.stdout.split()
+    assert {"step-cifar-16", "shapes-latents", "parts-mnist-1", "quality-mnist-10"} <= set(listed)
+
+
+def test_the_list_would_notice_a_vendor_that_is_needed(tmp_path: Path) -> None:
+    assert _run_without(("diffusers",), tmp_path, "--list").returncode != 0
+
+
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_every_gpu_piece_of_quality_is_a_comparison_that_can_be_planned(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rehearse: bool
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    quality = _benchmark("gpu/quality")
+    for recipe, own in quality.LARGE.items():
+        settings = [*own, *quality.CLASSIFIERS, *(quality.REHEARSAL if rehearse else ())]
+        compared = ["compare.methods=[rapid]", "compare.epsilons=[1, 10]", "compare.seeds=1"]
+        loaded = load_recipe(recipe, [*settings, *compared, "runtime.backend=process"])
+        for epsilon in (1.0, 10.0):
+            where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
+            check_method(method_settings(recipe_of(loaded, where, "rapid", epsilon, 0)))
 
 
 def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(

@@ -12,6 +12,7 @@ from rapid_dist.methods import private_stages
 from rapid_dist.methods.context import RunContext
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.retrieval.arrays import unpack_arrays
+from rapid_dist.retrieval.prior import TrajectoryPrior, estimate
 from rapid_dist.storage import LocalStorage
 from tests.models import Attempt
 from tests.untrained import UntrainedRun
@@ -85,6 +86,30 @@ def test_making_the_clusters_says_how_far_it_is_iteration_by_iteration(
     )
     private_stages.run_prior(context)
     assert said == [{"step": done, "steps": 3} for done in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "contrast", "denoiser"])
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 1e6])
+def test_the_prior_is_read_off_its_noised_histogram_alone_whatever_votes_compare_by(
+    run: UntrainedRun, tmp_path: Path, kind: Any, threshold: float
+) -> None:
+    keeper = _Keeper(LocalStorage(tmp_path))
+    context = _context(run, keeper)
+    config = replace(context.settings.prior, features=kind, threshold=threshold)
+    context = replace(context, settings=replace(context.settings, prior=config))
+    private_stages.run_prior(context)
+    found = private_stages.open_prior(context.out.uri)
+    noised = unpack_arrays(keeper.out.read(HISTOGRAM), HISTOGRAM)["noised"]
+    expected = estimate(noised, QUERY.noise_multiplier, config)
+    read = TrajectoryPrior(found.cluster_of_entry, expected)
+    assert np.array_equal(found.probabilities, read.probabilities)
+    sizes = np.bincount(found.cluster_of_entry, minlength=4)
+    if threshold == 1e6:  # Nothing passes it, so every class is alike, over what can be drawn.
+        assert np.array_equal(
+            found.probabilities, np.tile((sizes > 0) / (sizes > 0).sum(), (10, 1))
+        )
+    else:
+        assert len(np.unique(found.probabilities, axis=0)) > 1
 
 
 def test_the_order_test_would_notice_a_histogram_that_is_stored_first(
