@@ -271,7 +271,7 @@ def _in_one_line(error: ValidationError) -> str:
         like = nearest(dotted, _settings(Recipe))
         line = f"There is no setting {dotted} (given: {given}). {like}"
     elif kind in {"missing", "missing_argument", "missing_keyword_only_argument"}:
-        line = f"The recipe must give {dotted}."
+        line = f"The recipe must give {dotted}. The recipes of the package, as digits, show how."
     elif kind == "value_error":  # A room's own check: it names the value and the remedy.
         line = message.removeprefix("Value error, ")
         if dotted and not re.search(rf"\b{re.escape(dotted)}\b", line):

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None, *, app: typer.Typer | None = No
         return _refused(str(error), error.exit_code, debug)
     except typer.TyperException as error:  # A command line that cannot be read, or none at all.
         line = error.format_message()
+        line = line and f"{line} See --help."
         return _refused(line, error.exit_code, debug) if line else error.exit_code
     except ModuleNotFoundError as error:
         return _refused(
@@ -54,11 +55,13 @@ def main(arguments: Sequence[str] | None = None, *, app: typer.Typer | None = No
             debug,
         )
     except Exception as error:
-        # Not its message: an unforeseen error of a private stage may quote what it worked on.
+        # Not its message: an unforeseen error of a private stage may quote what it worked on. The
+        # system's own words ("No space left on device") quote nothing.
         place = traceback.extract_tb(error.__traceback__)[-1]
+        why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         return _refused(
-            f"{type(error).__name__} in {place.name} ({place.filename}:{place.lineno}). Run the "
-            "same command again to go on, or with --debug for the traceback.",
+            f"{type(error).__name__}{why} in {place.name} ({place.filename}:{place.lineno}). Run "
+            "the same command again to go on, or with --debug for the traceback.",
             1,
             debug,
         )

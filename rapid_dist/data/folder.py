@@ -47,13 +47,13 @@ def read_tree(tree: "Storage | ZipTree", request: Request, *, licence: str) -> R
 class ZipTree:
     """The files of a zip under the names that a storage would give them."""
 
-    def __init__(self, content: bytes | Path) -> None:
+    def __init__(self, content: bytes | Path, name: str = "of images") -> None:
         try:
             opened = io.BytesIO(content) if isinstance(content, bytes) else content
             self._archive = zipfile.ZipFile(opened)
         except (OSError, zipfile.BadZipFile) as error:
             raise DataError(
-                f"The zip of images cannot be opened ({type(error).__name__}). Fetch it again."
+                f"The zip {name} cannot be opened ({type(error).__name__}). Fetch it again."
             ) from None
 
     def list(self) -> list[str]:
@@ -78,7 +78,7 @@ def _open(path: str) -> "Storage | ZipTree":
         return open_storage(path)
     parent, _, name = path.rpartition("/")
     try:
-        return ZipTree(open_storage(parent or ".").read(name))
+        return ZipTree(open_storage(parent or ".").read(name), path)
     except StorageMissing:
         raise missing from None
 

@@ -19,18 +19,18 @@ from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array, content
 from rapid_dist.data.sources import load_public, split_public
 from rapid_dist.diffusion.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
 from rapid_dist.diffusion.denoiser import Denoiser, load_denoiser, save_denoiser
-from rapid_dist.errors import DataError, RapidError
+from rapid_dist.errors import DataError, RapidError, ShardError
 from rapid_dist.methods.seal import DONE as DONE
 from rapid_dist.methods.seal import is_done as is_done
 from rapid_dist.methods.seal import mark_done as mark_done
 from rapid_dist.methods.seal import read_done as read_done
-from rapid_dist.methods.seal import read_sealed, require_manifest, sealed_names
+from rapid_dist.methods.seal import read_sealed, remedy, require_manifest, sealed_names
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.public.variants import with_variants
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.features import ContrastExtractor, load_extractor, save_extractor
 from rapid_dist.retrieval.manifest import MANIFEST, Manifest
-from rapid_dist.storage import Storage, open_storage
+from rapid_dist.storage import Storage, open_storage, sha256_hex
 
 T = TypeVar("T")
 
@@ -177,15 +177,16 @@ def put_folder(
     Args:
       of: the run that the folder belongs to; a public one is its own name's.
     """
-    names = []
+    files = {}
     with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
         write(Path(folder))
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
-                names.append(path.relative_to(folder).as_posix())
-                storage.write(names[-1], path.read_bytes())
+                name, data = path.relative_to(folder).as_posix(), path.read_bytes()
+                storage.write(name, data)
+                files[name] = sha256_hex(data)
     if mark:
-        mark_done(storage, of=of, names=names)
+        mark_done(storage, of=of, files=files)
 
 
 def with_folder(storage: Storage, read: Callable[[Path], T], *, sealed: bool = False) -> T:
@@ -237,7 +238,12 @@ def get_extractor(uri: str) -> ContrastExtractor:
 
 def open_manifest(storage: Storage) -> Manifest:
     """Returns the manifest of a knowledge base; another than it was finished with is refused."""
-    manifest = Manifest.read(storage)
+    try:
+        manifest = Manifest.read(storage)
+    except ShardError as error:
+        if not is_done(storage):
+            raise
+        raise ShardError(f"{error} {remedy(storage)}") from error
     require_manifest(storage, MANIFEST, manifest.fingerprint)
     return manifest
 

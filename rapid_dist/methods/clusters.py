@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rapid_dist.data.images import PrivateImages
+from rapid_dist.errors import ShardError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.public_stages import open_extractor, open_features
 from rapid_dist.methods.settings import MethodSettings
@@ -18,7 +19,7 @@ from rapid_dist.retrieval.features import pixel_features
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.shard_maker import FeaturesOf
 from rapid_dist.retrieval.vectors import assign, fit_kmeans
-from rapid_dist.storage import open_storage
+from rapid_dist.storage import Storage, open_storage
 
 _ROWS_AT_ONCE = 1024  # Images between two reports of progress.
 
@@ -54,8 +55,8 @@ def open_centroids(
             say({"step": done, "steps": steps})
 
         found = fit_kmeans(fitted, config.clusters, settings.seed, steps, on_iteration)
-        storage.write(name, pack_arrays({"centroids": found}))
-    return unpack_arrays(storage.read(name), name)["centroids"]
+        storage.write(name, pack_arrays({"centroids": found, "of": _of_name(name)}))
+    return _read(storage, name)["centroids"]
 
 
 def features_name(settings: MethodSettings) -> str:
@@ -93,8 +94,25 @@ def reference_features(
     storage, name = open_storage(public_uri), f"clusters/features-{identity}.npz"
     if not storage.exists(name):
         features = vote_features(settings, public_uri)(base.reference_images)
-        storage.write(name, pack_arrays({"features": features}))
-    return unpack_arrays(storage.read(name), name)["features"]
+        storage.write(name, pack_arrays({"features": features, "of": _of_name(name)}))
+    return _read(storage, name)["features"]
+
+
+def _of_name(name: str) -> np.ndarray:
+    """A file's own name, uint8 [L]: it is a hash of what the file was made from."""
+    return np.frombuffer(name.encode(), np.uint8)
+
+
+def _read(storage: Storage, name: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file that is no other's; those of older versions do not say it."""
+    arrays = unpack_arrays(storage.read(name), f"{storage.uri}/{name}")
+    own = _of_name(name)
+    if not np.array_equal(arrays.get("of", own), own):
+        raise ShardError(
+            f"{storage.uri}/{name} was made from another knowledge base. Delete it and run the "
+            "same command again: it is made again."
+        )
+    return arrays
 
 
 def nearest_clusters(

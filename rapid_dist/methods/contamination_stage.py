@@ -20,6 +20,7 @@ from rapid_dist.data.sources import load_private, load_public
 from rapid_dist.errors import ReleaseError
 from rapid_dist.methods import public_stages
 from rapid_dist.methods.context import Report, RunContext
+from rapid_dist.methods.seal import read_table
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.private import contamination
@@ -144,7 +145,8 @@ def run_contamination(
         context.note(f"near-duplicates of private images: internal/{FOUND}; nothing was charged")
         return
     if not context.out.exists(DECISION):
-        votes = np.array(json.loads(context.internal.read(FOUND))["votes"], np.float64)
+        found = read_table(context.internal, FOUND, "Delete it: it is looked for again.")
+        votes = np.array(found["votes"], np.float64)
         keeper = context.backend.keeper()
         attempt = keeper.begin_attempt().number
         keeper.charge_query(query, "near-duplicates by public source")
@@ -183,7 +185,7 @@ def told(context: RunContext) -> dict[str, Any]:
     """Returns what may be said of it in public: the policy, and the decision if there was one."""
     said: dict[str, Any] = {"policy": context.settings.contamination.policy}
     if context.out.exists(DECISION):
-        said |= json.loads(context.out.read(DECISION))
+        said |= _decision(context.out)
     return said if context.internal.exists(FOUND) else {}
 
 
@@ -196,7 +198,7 @@ def without_dropped(settings: MethodSettings, out: Storage) -> MethodSettings:
     """Returns the settings without the sources that this run's decision has dropped, if any."""
     if settings.contamination.policy != "drop" or not out.exists(DECISION):
         return settings
-    gone = set(json.loads(out.read(DECISION))["condemned"])
+    gone = set(_decision(out)["condemned"])
     kept = [number not in gone for number in range(len(sources_of(settings)))]
     count = len(settings.public)
     pairs = list(zip(sources_of(settings), kept, strict=True))
@@ -207,8 +209,12 @@ def without_dropped(settings: MethodSettings, out: Storage) -> MethodSettings:
     )
 
 
+def _decision(out: Storage) -> dict[str, Any]:
+    return read_table(out, DECISION, "Restore it from a backup: what it says has been charged.")
+
+
 def _obey(context: RunContext, remade: Sequence[Callable[[RunContext], None]]) -> None:
-    decision = json.loads(context.out.read(DECISION))
+    decision = _decision(context.out)
     told = [
         f"{name} {count:.1f}"
         for name, count in zip(decision["sources"], decision["noised"], strict=True)

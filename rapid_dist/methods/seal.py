@@ -32,14 +32,17 @@ def mark_done(
     *,
     of: str = "",
     names: Iterable[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> None:
-    """Says that a folder is whole; files ``names`` are read back and their hashes kept.
+    """Says that a folder is whole.
 
     Args:
       of: the run that the folder belongs to; by default it is its own name's.
+      names: files that are read back, for their hashes.
+      files: the SHA-256 of further files, by name.
     """
-    files = {name: sha256_hex(storage.read(name)) for name in names}
-    content = {**(facts or {}), _OF: of or _folder(storage), _FILES: files}
+    found = {name: sha256_hex(storage.read(name)) for name in names} | dict(files or {})
+    content = {**(facts or {}), _OF: of or _folder(storage), _FILES: found}
     storage.write(DONE, json.dumps(content, sort_keys=True).encode())
 
 
@@ -101,6 +104,36 @@ def read_sealed(storage: Storage, name: str, facts: Mapping[str, Any] | None = N
             f"{expected[:16]}: it was torn or replaced. {remedy(storage)}"
         )
     return data
+
+
+def require_whole(storage: Storage) -> None:
+    """Reads a folder's files and compares each with its seal.
+
+    Raises:
+      CheckpointError: names the first that is missing or has other bytes.
+    """
+    facts = read_done(storage)
+    for name in facts.get(_FILES, {}):
+        read_sealed(storage, name, facts)
+
+
+def read_table(storage: Storage, name: str, otherwise: str) -> dict[str, Any]:
+    """Returns a JSON file that holds a table.
+
+    Args:
+      otherwise: what to do about one that is torn.
+
+    Raises:
+      CheckpointError: names the file, and what to do.
+      StorageMissing: there is none.
+    """
+    try:
+        content = json.loads(storage.read(name))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{storage.uri}/{name} is torn. {otherwise}")
+    return content
 
 
 def require_manifest(storage: Storage, name: str, fingerprint: str) -> None:

@@ -264,7 +264,8 @@ class Ledger:
     def _error(self, name: str, what: str) -> LedgerError:
         return LedgerError(
             f"Ledger entry {name} of {self._dataset!r} at {self._storage.uri} {what}. "
-            "No epsilon can be claimed from this ledger."
+            "No epsilon can be claimed from this ledger. Restore it from a backup, do not repair "
+            "it by hand."
         )
 
 

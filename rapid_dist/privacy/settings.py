@@ -16,7 +16,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon < float("inf"):
-            raise ConfigError(f"epsilon must be positive and finite, got {self.epsilon}.")
+            raise ConfigError(
+                f"epsilon must be positive and finite, got {self.epsilon}. From 1 to 10 is usual."
+            )
         if not 0 < self.delta < 1:
             raise ConfigError(
                 f"delta must be in (0, 1), got {self.delta}. Choose it below 1 / num_records."

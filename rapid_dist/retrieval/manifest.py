@@ -194,7 +194,7 @@ class Manifest:
         except StorageMissing as error:
             raise ShardError(
                 f"Shard {record.name} is missing from {place.uri}. "
-                "Build the knowledge base again: only this shard is remade."
+                "Delete done.json there and run the same command again: only this shard is made."
             ) from error
         return Shard.open(data, record.sha256, record.name)
 
@@ -246,14 +246,26 @@ class Manifest:
                 f"{storage.uri} was built where NumPy draws other noise than here "
                 f"({np.__version__}). Use the NumPy that built it, or build it again."
             )
-        spec = {**found["spec"], "seeds": tuple(found["spec"]["seeds"])}
-        shards = [{**record, "key_sums": tuple(record["key_sums"])} for record in found["shards"]]
-        found["spec"] = KnowledgeBaseSpec(**spec)
-        found["key_centre"] = tuple(found["key_centre"])
-        found["shards"] = tuple(ShardRecord(**record) for record in shards)
-        if found.get("index") is not None:
-            found["index"] = IndexRecord(**found["index"])
-        return cls(**found)
+        try:
+            return cls(**_parts(found))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ShardError(
+                f"{storage.uri}/{MANIFEST} was changed ({type(error).__name__}). Build the "
+                "knowledge base again."
+            ) from error
+
+
+def _parts(found: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest, from what JSON makes of them."""
+    shards = [{**record, "key_sums": tuple(record["key_sums"])} for record in found["shards"]]
+    index = found.get("index")
+    return {
+        **found,
+        "spec": KnowledgeBaseSpec(**{**found["spec"], "seeds": tuple(found["spec"]["seeds"])}),
+        "key_centre": tuple(found["key_centre"]),
+        "shards": tuple(ShardRecord(**record) for record in shards),
+        "index": None if index is None else IndexRecord(**index),
+    }
 
 
 def _beside(storage: Storage, folder: str) -> Storage:

@@ -39,7 +39,8 @@ class Shard:
         if found != expected_sha256:
             raise ShardError(
                 f"Shard {name} has SHA-256 {found[:16]}, the manifest says "
-                f"{expected_sha256[:16]}. Build the knowledge base again; only this shard is made."
+                f"{expected_sha256[:16]}. Delete the knowledge base's done.json and run the same "
+                "command again: only this shard is made."
             )
         arrays = unpack_arrays(data, f"Shard {name}")
         shard = cls(**{key: arrays[key] for key in _ARRAYS if key in arrays})

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.dataset_total import SCORE, sweep_of
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.selection import SELECTION
@@ -21,10 +22,9 @@ _CHOSEN = "chosen: "  # So begins a sweep's note in the ledger of the run that i
 def selection_of(run: Storage) -> Selection:
     """Returns the price of the run as a sweep wrote it; nothing of a run that none has chosen."""
     try:
-        found: Selection = json.loads(run.read(SELECTION))
+        return read_table(run, SELECTION, "Restore it from a backup: it is the price of the run.")
     except StorageMissing:
         return {}
-    return found
 
 
 def score_run(run: str) -> str:

@@ -26,6 +26,7 @@ from rapid_dist.environment import SETTLED
 from rapid_dist.errors import ConfigError
 from rapid_dist.runtime.placement_roles import Phase, bundles, misfit, unsafe_driver
 from rapid_dist.runtime.ray_address import check_answers, require_closed
+from rapid_dist.runtime.same_versions import mismatch, versions_here, versions_of_nodes
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -118,6 +119,11 @@ def session(
                     f"RAY_ADDRESS={address} names no Ray cluster that answers. "
                     "Correct it, or unset it to start one here."
                 ) from None
+            except RuntimeError as error:
+                refused = refusal(address, error)
+                if refused is None:
+                    raise
+                raise ConfigError(refused) from None
         else:
             _prepare_environment(local=True)
             # Short, for Ray's sockets live there (107 bytes), and ours alone: what Ray spills to
@@ -141,6 +147,7 @@ def session(
             undo.enter_context(scaled(roles, minutes=scale_minutes))
         _refuse_shortage(needs)
         if joined:  # Of our own there is one node, and its resources have been counted.
+            _refuse_other_versions()
             lacking = misfit(roles, nodes()) or unsafe_driver(roles, _own_labels())
             if lacking:
                 raise ConfigError(lacking)
@@ -187,6 +194,30 @@ def scaled(
         yield
     finally:
         request(bundles=[])  # Or the nodes would stay after the run, and be paid for.
+
+
+def refusal(address: str, error: Exception) -> str | None:
+    """Returns, in one line, why Ray would not join a cluster; None if that is nothing of these."""
+    said = " ".join(str(error).split())
+    if "Version mismatch" in said:
+        return (
+            f"The cluster at RAY_ADDRESS={address} runs other versions than this process. {said} "
+            "Install the same constraints.txt, or one image, on driver and nodes."
+        )
+    if "token" in said.lower() or "authentication" in said.lower():
+        return (
+            f"The cluster at RAY_ADDRESS={address} asks for a token that this process does not "
+            "have. Put the cluster's into ~/.ray/auth_token (0600), or name its file in "
+            "RAY_AUTH_TOKEN_PATH, with RAY_AUTH_MODE=token."
+        )
+    return None
+
+
+def _refuse_other_versions() -> None:
+    living = {n["NodeID"]: n["NodeManagerAddress"] for n in nodes() if n["Alive"]}
+    other = mismatch(versions_here(), versions_of_nodes(living))
+    if other:
+        raise ConfigError(other)
 
 
 def _own_labels() -> dict[str, str]:

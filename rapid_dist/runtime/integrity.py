@@ -4,12 +4,13 @@ Asked when a command begins, from the seals of the run's folders (``methods/seal
 files. What a file holds is compared with its seal where it is read.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from rapid_dist.errors import CheckpointError, LedgerError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Stage
-from rapid_dist.methods.seal import is_done, read_done
+from rapid_dist.methods.seal import is_done, read_done, require_whole
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.runtime.run_directory import RunDirectory
@@ -58,6 +59,23 @@ def require_own_summary(directory: RunDirectory, summary: dict[str, Any]) -> Non
             f"{directory.storage.uri}/summary.json is of run {run!r}, this directory is of "
             f"{directory.run!r}. Delete it and run the same command again: it is written anew."
         )
+
+
+def require_public_whole(
+    stages: Sequence[Stage], waiting: Sequence[Stage], settings: MethodSettings, public: Storage
+) -> None:
+    """Looks at what public stages have made before a private one is asked for anything.
+
+    What is torn there would stop the run all the same, but after its next query has been charged.
+
+    Raises:
+      CheckpointError: names the file.
+    """
+    if all(stage.artifact is not None for stage in waiting):
+        return
+    for stage in stages:
+        if stage.artifact is not None and stage not in waiting:
+            require_whole(public.child(stage.artifact(settings)))
 
 
 def is_made(stage: Stage, settings: MethodSettings, public: Storage) -> bool:

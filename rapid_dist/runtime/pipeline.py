@@ -27,7 +27,12 @@ from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, 
 from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of, trial_fault
 from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
-from rapid_dist.runtime.integrity import is_made, require_own, require_own_summary
+from rapid_dist.runtime.integrity import (
+    is_made,
+    require_own,
+    require_own_summary,
+    require_public_whole,
+)
 from rapid_dist.runtime.lineage import lineage_of
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.metrics import EpsilonWatch, Meter, RayMeter, StageMeter
@@ -155,6 +160,8 @@ def _run(
         raise ConfigError(f"Method {recipe.method} has nothing to {command}. Run `rapid-dist run`.")
     _refuse_gaps(prepared, chosen, directory)
     waiting = [stage for stage in chosen if not _is_done(prepared, directory, stage)]
+    public, effective = open_storage(prepared.places.public), _effective(prepared, directory)
+    require_public_whole(prepared.stages, waiting, effective, public)
     place = tracking_place(server_of(recipe.tracking), prepared.places.out)
     with ExitStack() as open_things:
         if recipe.runtime.backend == "ray":
@@ -258,8 +265,12 @@ def _is_done(prepared: Prepared, directory: RunDirectory, stage: Stage) -> bool:
     """Whether the stage is done, and its result still in the public store if it belongs there."""
     if stage.artifact is None or not directory.is_done(stage.name):
         return directory.is_done(stage.name)
-    settings = contamination_stage.without_dropped(prepared.settings, directory.storage)
-    return is_made(stage, settings, open_storage(prepared.places.public))
+    public = open_storage(prepared.places.public)
+    return is_made(stage, _effective(prepared, directory), public)
+
+
+def _effective(prepared: Prepared, directory: RunDirectory) -> MethodSettings:
+    return contamination_stage.without_dropped(prepared.settings, directory.storage)
 
 
 def _context(

@@ -243,7 +243,10 @@ def shaping(tree: Mapping[str, Any], *, but: tuple[str, ...] = ()) -> dict[str, 
 def begun_with(storage: Storage, recipe: Recipe) -> Recipe:
     """Returns what a run's config.yaml describes, newer settings than it at their defaults."""
     place = f"{storage.uri}/config.yaml"
-    tree, now = parse_tree(storage.read("config.yaml").decode(), place), to_tree(recipe)
+    text = storage.read("config.yaml").decode()
+    if not text.endswith("\n"):  # What is lacking would be taken for defaults.
+        raise CheckpointError(f"{place} is torn. {_without('config.yaml')}")
+    tree, now = parse_tree(text, place), to_tree(recipe)
     for section in set(FREE) & tree.keys():  # What changes no result may also go.
         tree[section] = {k: v for k, v in tree[section].items() if k in now[section]}
     try:

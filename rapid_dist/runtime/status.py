@@ -103,7 +103,10 @@ def _stages(storage: Storage) -> tuple[StageStatus, ...]:
     except StorageMissing:
         lines = []
     for line in lines:
-        figures = json.loads(line)
+        try:
+            figures = json.loads(line)
+        except ValueError:  # Half a line of a process that was killed.
+            continue
         name = str(figures["stage"]).partition(" ")[0]
         last.pop(name, None)
         last[name] = (int(figures["step"]), int(figures["steps"]))

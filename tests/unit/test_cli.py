@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, and JSON that a script can read."""
+"""The command line: exit codes, JSON that a script can read; bad input is in test_bad_input.py."""
 
 import json
 from pathlib import Path
@@ -19,38 +19,6 @@ Captured = pytest.CaptureFixture[str]
 def _last_json(captured: Captured) -> dict[str, object]:
     found: dict[str, object] = json.loads(captured.readouterr().out.splitlines()[-1])
     return found
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["run"], "--recipe"),
-        (["rune", "-r", "digits"], "rune"),
-        (["run", "-r", "digitz"], "digits"),
-        (["plan", "-r", "digits", "--set", "privacy.epsilom=3"], "Did you mean privacy.epsilon?"),
-        (["plan", "-r", "digits", "--set", "privacy.delta=0.5"], "delta"),
-        (["run", "-r", "digits", "--dry-run", "-s", "method=dpdn"], "method"),
-        (
-            ["run", "-r", "digits", "--dry-run", "-s", "method=dpdm", "-s", "train.mode=late"],
-            "Method dpdm retrieves nothing: train.mode must be 'full'",
-        ),
-        (["run", "-r", "digits", "-s", "data.private.num_records=1431", "-o", "OUT"], "1431"),
-        (["run", "-r", "digits", "--dry-run", "-s", "network.patch=3"], "network.patch"),
-        (["run", "-r", "digits", "--dry-run", "-s", "train.trainable=heads"], "train.trainable"),
-        (["run", "-r", "digits", "--dry-run", "-s", "privacy.prior_share=0"], "sampling.source"),
-    ],
-)
-def test_a_wrong_configuration_is_exit_2_and_one_line(
-    arguments: list[str], said: str, capsys: Captured, tmp_path: Path
-) -> None:
-    out = str(tmp_path / "out")
-    code = main([out if argument == "OUT" else argument for argument in arguments])
-    error = capsys.readouterr().err
-    assert code == 2
-    assert said in error
-    assert error.count("\n") == 1
-    assert "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []  # Nothing has started.
 
 
 def test_a_plan_without_privacy_says_no_epsilon_not_even_zero(capsys: Captured) -> None:

@@ -71,6 +71,27 @@ def test_a_loop_that_fell_back_keeps_a_whole_checkpoint_at_every_time() -> None:
         assert found.step == step
 
 
+@pytest.mark.parametrize("of", ["", "another"])
+def test_a_whole_checkpoint_of_somebody_else_is_refused_and_not_passed_over(of: str) -> None:
+    storage = MemoryStorage()
+    own = Checkpoints(storage, of="run")
+    own.save(1, {"weight": torch.zeros(3)}, {})
+    Checkpoints(storage, of=of).save(2, {"weight": torch.zeros(3)}, {})
+    with pytest.raises(CheckpointError, match=rf"step-000000002-.* is of '{of}', this is 'run'"):
+        own.latest()
+
+
+def test_an_older_checkpoint_by_a_newer_name_is_passed_over() -> None:
+    storage = MemoryStorage()
+    checkpoints = _saved(storage, 5, 10)
+    older, newer = _names(storage)
+    del storage.files[newer]
+    storage.files[f"step-{99:09d}-{older.split('-')[-1]}"] = storage.files[older]
+    found = checkpoints.latest()
+    assert found is not None
+    assert found.step == 5
+
+
 def test_other_files_in_the_folder_are_left_alone() -> None:
     storage = MemoryStorage({"step-notes.txt": b"mine", "other.safetensors": b"x"})
     found = _saved(storage, 1, 2, 3).latest()

@@ -71,6 +71,22 @@ def test_a_charge_that_cannot_be_written_raises_and_is_counted_as_spent() -> Non
     assert [entry.step for entry in _ledger(storage).entries()] == [None, 0]
 
 
+def test_a_checkpoint_that_the_ledger_did_not_pay_for_is_refused_and_no_attempt_begins() -> None:
+    storage = MemoryStorage()
+    keeper = _keeper(storage)
+    keeper.begin_attempt()
+    keeper.charge(0)
+    keeper.charge(1)
+    before = dict(storage.files)
+    for attempt, done in ((1, 3), (2, 2)):  # A step too many, and an attempt that never was.
+        with pytest.raises(LedgerError, match=rf"lacks step {done - 1} of attempt {attempt}"):
+            _keeper(storage).begin_attempt((attempt, done))
+    with pytest.raises(LedgerError, match="lacks step 1"):
+        _keeper(storage, run="other").begin_attempt((1, 2))
+    assert storage.files == before
+    assert _keeper(storage).begin_attempt((1, 2)).number == 2
+
+
 def test_the_plan_is_affordable_to_the_last_step_and_no_step_further() -> None:
     storage = MemoryStorage()
     keeper = _keeper(storage)

@@ -45,6 +45,7 @@ OPERATIONS = {
 }  # fmt: skip
 ONCE: tuple[FaultKind, ...] = ("500", "503", "reset", "stall", "lost answer", "500 after", "late")
 LASTING: tuple[FaultKind, ...] = ("500", "503", "reset", "stall")
+_ACCOUNT = {"region_name": "us-east-1", "aws_access_key_id": "a", "aws_secret_access_key": "b"}
 EVENT = GaussianEvent(noise_multiplier=9.0)
 
 
@@ -89,15 +90,22 @@ class Bucket:
 
     def __init__(self, endpoint: str, proxy: FaultyProxy, name: str) -> None:
         self.proxy = proxy
-        own = {"region_name": "us-east-1", "aws_access_key_id": "a", "aws_secret_access_key": "b"}
+        direct = s3_client(endpoint_url=endpoint, **_ACCOUNT)
+        direct.create_bucket(Bucket=name)
+        self._name = name
+        self._clients = [direct]
+        self.direct = S3Storage(name, "", direct)
+
+    def faulty(self, prefix: str) -> S3Storage:
+        """Returns a storage behind the proxy, by a client of its own.
+
+        Boto allows a client a quota of tries for all requests together; no row uses up another's.
+        """
         patience = Config(read_timeout=ANSWER_SEC, connect_timeout=5)
         tries = {"total_max_attempts": TRIES}
-        direct = s3_client(endpoint_url=endpoint, **own)
-        faulty = s3_client(endpoint_url=proxy.url, config=patience, retries=tries, **own)
-        direct.create_bucket(Bucket=name)
-        self.direct = S3Storage(name, "", direct)
-        self.faulty = S3Storage(name, "", faulty)
-        self._clients = (direct, faulty)
+        own = s3_client(endpoint_url=self.proxy.url, config=patience, retries=tries, **_ACCOUNT)
+        self._clients.append(own)
+        return S3Storage(self._name, prefix, own)
 
     def close(self) -> None:
         for client in self._clients:
@@ -109,7 +117,7 @@ def try_row(row: Row, bucket: Bucket, folder: Path, ledger_type: type[Ledger] = 
     if row.kind == "full disk":
         return _on_full_disk(row, folder)
     place = row.name.replace(" ", "-")
-    faulty, direct = bucket.faulty.child(place), bucket.direct.child(place)
+    faulty, direct = bucket.faulty(place), bucket.direct.child(place)
     if row.point in OPERATIONS:
         return _operation(row, bucket.proxy, faulty, direct)
     if row.point == "ledger entry":
@@ -260,7 +268,7 @@ class FullDisk:
 def _on_full_disk(row: Row, folder: Path) -> Outcome:
     place = folder / row.name.replace(" ", "-")
     place.mkdir(parents=True)
-    disk = FullDisk(full_at=2 + 3 * row.seed)
+    disk = FullDisk(full_at=1 + row.seed)
     said: list[str] = []
     _train_through(LocalStorage(place, sync=disk), LocalStorage(place), said, lambda: None)
     assert said, "The disk was never full."

@@ -1,6 +1,6 @@
 """Disks and buckets that fail: nothing is lost or charged twice, and one line says what."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from moto.server import ThreadedMotoServer
 
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.privacy.ledger import Entry, Ledger
-from rapid_dist.storage import LocalStorage, S3Storage
+from rapid_dist.storage import LocalStorage
 from tests.cluster.chaos import storage_faults
 from tests.cluster.chaos.proxy import Fault, FaultyProxy
 from tests.cluster.chaos.storage_faults import Bucket, Row, rows, try_row
@@ -48,9 +48,10 @@ def bucket(endpoint: str) -> Iterator[Bucket]:
     ],
 )
 def test_after_every_fault_the_work_is_done_or_stops_with_one_line_and_goes_on(
-    row: Row, bucket: Bucket, tmp_path: Path
+    row: Row, bucket: Bucket, tmp_path: Path, record_property: Callable[[str, str], None]
 ) -> None:
     found = try_row(row, bucket, tmp_path)
+    record_property("stopped", found.stopped)
     if row.lasting or row.kind == "full disk":
         assert found.stopped
 
@@ -77,7 +78,7 @@ def test_the_table_would_notice_a_ledger_that_does_not_know_its_own_entry(
 
 def test_the_proxy_hands_on_what_no_fault_takes(bucket: Bucket) -> None:
     bucket.proxy.plan(Fault(kind="500", key="other", times=3))
-    storage = bucket.faulty.child("plain")
+    storage = bucket.faulty("plain")
     storage.write("a b/c", b"\x00" * 100_000)
     assert storage.read("a b/c") == b"\x00" * 100_000
     assert storage.list() == ["a b/c"]
@@ -116,10 +117,9 @@ def test_a_run_on_a_disk_that_is_really_full_goes_on_when_there_is_room(tmp_path
 def test_a_store_that_is_gone_for_good_ends_in_finite_time_and_names_the_file(
     bucket: Bucket,
 ) -> None:
-    assert isinstance(bucket.faulty, S3Storage)
     bucket.proxy.plan(Fault(kind="reset", times=10**9))
     with pytest.raises(
         storage_faults.StorageError, match=r"s3://faults/gone/step-\* cannot be listed"
     ):
-        Checkpoints(bucket.faulty.child("gone")).latest()
+        Checkpoints(bucket.faulty("gone")).latest()
     bucket.proxy.plan()
