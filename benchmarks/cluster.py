@@ -14,15 +14,19 @@ a plain process and the workers take the same steps in turn, by the same clock.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.modules["tests"] = ModuleType("tests")  # Another package may be called so in site-packages.
+sys.modules["tests"].__path__ = [str(ROOT / "tests")]
 
 from output import RESULTS, table, write_json  # noqa: E402
 
@@ -41,8 +45,6 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 def processor_seconds(host: Host) -> float:
     """Processor time that what runs on a host now has taken, ended children of it included."""
-    import subprocess
-
     listed = subprocess.run(
         ["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=True
     )

@@ -4,19 +4,20 @@
     python benchmarks/sizing.py --document             # and puts the table into docs/operations.md
 
 Measured are rows of chance in the recipe's own networks, by one thread and the processor's clock,
-so that other work beside it changes little: a plain row (forward, backward), a private row (draw,
-forward, backward, clip, its share of noise and update), an evaluation (forward). Then
+the fastest of several: a plain row (forward, backward), a private row (forward, backward, clip,
+sum), an evaluation (forward). Then
 
     core seconds = plain rows p + private rows r + images x evaluations f
 
 of pretraining and adaptation, of private training (steps x records x draws), and of sampling. Hours
-on W workers are those of private training, by the model of benchmarks/scaling.py with the link that
-was fitted there; the others divide as well or better. Left out are contrast, prior and evaluation.
-Memory is the highest of a worker's process, at the recipe's micro-batch.
+on W workers are those of private training, by the model of benchmarks/scaling.py with the link,
+noise and ledger that were fitted there; the others divide as well or better. Left out are contrast,
+prior and evaluation. Memory is the highest of a worker's process, at the recipe's micro-batch.
 """
 
 import argparse
 import json
+import os
 import re
 import resource
 import subprocess
@@ -25,7 +26,6 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,17 +33,16 @@ from networks import Network
 from output import RESULTS, table, write_json
 from scaling import Costs
 from step_parts import Setting, run_worker
-from step_ways import Case, plain
+from step_ways import Case, ours, plain
 
 from rapid_dist.collective import SingleProcess
 from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.diffusion.loss import Rows
-from rapid_dist.private.per_example import flat_size
 
 RECIPES = ("digits", "mnist", "cifar10")
 OPERATIONS = Path(__file__).resolve().parents[1] / "docs" / "operations.md"
 BEGIN, END = "<!-- sizing: begin -->", "<!-- sizing: end -->"
-ROWS, REPEATS = 32, 3
+ROWS, REPEATS = 32, 8
 NODES = (1, 4, 16)  # Of eight workers each.
 HOUR = 3600.0
 
@@ -70,13 +69,16 @@ def rows_of(network: Network, count: int) -> Rows:
 
 
 def processor_of(call: Any) -> float:
-    """Returns the median processor seconds of a call, after one that warms up."""
+    """Returns the least processor seconds of several calls, after one that warms up.
+
+    The least, because other work on the machine makes a call slower and never faster.
+    """
     took = []
     for _ in range(REPEATS + 1):
         start = time.process_time()
         call()
         took.append(time.process_time() - start)
-    return median(took[1:])
+    return min(took[1:])
 
 
 def measure(name: str) -> dict[str, float]:
@@ -85,9 +87,8 @@ def measure(name: str) -> dict[str, float]:
     recipe = load_recipe(name)
     network = network_of(recipe)
     draws, micro_batch = recipe.train.multiplicity, recipe.train.micro_batch or 64
-    batch = 2 * micro_batch
     setting = Setting(
-        network=name, batch=batch, draws=draws, micro_batch=micro_batch, steps=REPEATS
+        network=name, batch=micro_batch, draws=draws, micro_batch=micro_batch, steps=1
     )
     with tempfile.TemporaryDirectory() as folder:
         found = run_worker(setting, SingleProcess(), Path(folder), network=network)
@@ -96,18 +97,18 @@ def measure(name: str) -> dict[str, float]:
             for part in ("checkpoints", "ledger")
         }
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    whole = replace(network, trainable="all").open()
     rows = rows_of(network, ROWS)
+    subset, whole = network.open(), replace(network, trainable="all").open()
     forward = torch.no_grad()(lambda: whole(rows.noised, rows.noise_level, rows.labels))
+    private = processor_of(ours(Case(denoiser=subset, rows=rows, draws=draws)))
     return {
-        "private row": found["processor seconds"] / (batch * draws),
+        "private row": private / ROWS,
         "plain row": processor_of(plain(Case(denoiser=whole, rows=rows, draws=1))) / ROWS,
         "evaluation": processor_of(forward) / ROWS,
         "values": found["values"],
-        "weights": flat_size(whole),
         "worker bytes": memory,
         "checkpoint bytes": kept["checkpoints"],
-        "ledger bytes a step": kept["ledger"] / (REPEATS + 2),
+        "ledger bytes a step": kept["ledger"] / (setting.steps + 2),
     }
 
 
@@ -158,8 +159,9 @@ def main() -> None:
         print(json.dumps(measure(asked.one)))
         return
     if asked.document:
-        rows = json.loads(asked.out.read_text())["rows"]
-        OPERATIONS.write_text(in_document(OPERATIONS.read_text(), table(rows, list(rows[0]))))
+        kept = json.loads(asked.out.read_text())
+        lines = table(kept["rows"], kept["columns"])
+        OPERATIONS.write_text(in_document(OPERATIONS.read_text(), lines))
         return
     measured = {}
     for name in asked.recipes:
@@ -171,7 +173,8 @@ def main() -> None:
     fitted = json.loads((RESULTS / "scaling.json").read_text())["costs"]
     link = {part: fitted[part] for part in ("append", "bandwidth", "latency", "noise")}
     rows = [cost_of(name, found, link) for name, found in measured.items()]
-    write_json(asked.out, {"rows": rows, "measured": measured, "link": link})
+    facts = {"measured": measured, "link": link, "load": os.getloadavg()[0]}
+    write_json(asked.out, {"rows": rows, "columns": list(rows[0]), **facts})
     print(table(rows, list(rows[0])))
 
 

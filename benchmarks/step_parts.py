@@ -127,7 +127,7 @@ class _Keeper:
         self._ledger, self._mechanism = ledger, mechanism
         self.affordable_steps = mechanism.steps
 
-    def begin_attempt(self) -> Any:
+    def begin_attempt(self, after: tuple[int, int] | None = None) -> Any:
         self.number = self._ledger.begin_attempt("benchmark")
         return self
 

@@ -46,6 +46,8 @@ class Machines:
             "RAY_agent_register_timeout_ms": "900000",
             # Ray's own is 15: whatever else runs on this machine would go before the workers.
             "RAY_worker_niceness": "0",
+            # All hosts share one memory, with whatever else runs here: none may kill for it.
+            "RAY_memory_monitor_refresh_ms": "0",
             "GLOO_SOCKET_IFNAME": "eth0",
             "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
