@@ -206,7 +206,8 @@ class Ledger:
         if known_head is not None and known_head not in heads:
             raise LedgerError(
                 f"The ledger of {self._dataset!r} at {self._storage.uri} does not hold the head "
-                f"{known_head[:16]}: entries were cut off, or it is another ledger."
+                f"{known_head[:16]}: entries were cut off, or it is another ledger. Bring back the "
+                "one that has it."
             )
 
     def _require_create_if_absent(self, entry: Entry) -> None:

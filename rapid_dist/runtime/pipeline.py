@@ -22,6 +22,7 @@ from rapid_dist.privacy.spend import spend
 from rapid_dist.privacy.statement import Claim, claim, require_charged
 from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.step import ClippedSum
+from rapid_dist.release.server import connect
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
 from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of, trial_fault
@@ -127,6 +128,9 @@ def run(
     processes do not write one directory: the second is refused. ``engine`` is for the audit alone.
     """
     prepared = prepare(recipe, out)
+    tracked = tracking_place(server_of(recipe.tracking), prepared.places.out)
+    if tracked.uri.startswith(("http://", "https://")):
+        connect(tracked.uri)  # One that is away refuses the run here, and nothing is begun.
     for place in asdict(prepared.places).values():
         require_reachable(place)
     if not open_storage(prepared.places.out).exists("stages/train.json"):

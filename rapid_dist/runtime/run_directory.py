@@ -80,6 +80,8 @@ def require_writable(where: Places) -> None:
 
     The ledger's above all: its first entry is written when hours of public stages are done.
     """
+    if "://" not in where.out:  # Where the others are too, unless a setting says otherwise.
+        require_folder(str(Path(where.out).parent), "--out")
     require_folder(where.ledger, "runtime.ledger_dir")
     require_folder(where.public, "runtime.public_dir")
     require_folder(where.out, "--out")

@@ -161,7 +161,10 @@ def _require_own(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise ConfigError(f"--token-file {path} cannot be read ({error.strerror}).") from None
+        raise ConfigError(
+            f"--token-file {path} cannot be read ({error.strerror}). Name the cluster's token, or "
+            "leave it out for Ray's own."
+        ) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(f"{path} can be read by others, and is the cluster's key. chmod 600 it.")
 
