@@ -1,6 +1,7 @@
 # Three commands a newcomer needs: `make demo`, `make test`, `make lint`. All of them make .venv
 # first, once; it is made again only when pyproject.toml or constraints.txt changes.
 # `make services` holds an MLflow server and an S3 server to try things out with.
+# `make audit-packages` asks advisory databases about constraints.txt; it needs a network.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +16,9 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
 SERVICES ?= services
+AUDIT := build/audit
 
-.PHONY: venv demo test lint services services-stop clean
+.PHONY: venv demo test lint services services-stop audit-packages clean
 
 venv: $(STAMP)
 
@@ -46,6 +48,15 @@ services: $(STAMP)
 
 services-stop: $(STAMP)
 	$(BIN)/python -m rapid_dist.runtime.services --folder $(SERVICES) --stop
+
+# In an environment of its own: what audits the packages is not one of them. Lines of advisories.txt
+# whose day has not come are passed over.
+audit-packages:
+	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3')
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip \
+		$$(awk -v today=$$(date +%F) '!/^#/ && $$3 == "until" && $$4 >= today {print "--ignore-vuln", $$1}' \
+			advisories.txt)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -46,7 +46,7 @@ NPY_READERS = {"np.load", "numpy.load", "read_array", "open_memmap", "fromregex"
 
 def _names(tree: ast.AST) -> dict[str, str]:
     """Returns what every name that was imported stands for."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {(a.asname or a.name.partition(".")[0]): (a.name if a.asname else

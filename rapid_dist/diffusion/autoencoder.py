@@ -13,6 +13,7 @@ Shapes: n images, C channels, S pixels a side; latents have c channels and s a s
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +243,7 @@ def open_vae(
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(
             f"autoencoder.source={source!r} holds no AutoencoderKL with safetensors "
-            f"({' '.join(str(error).split())[:200]}). Other weight files are not read."
+            f"({' '.join(str(error).split())[:200]}). Other weight files are not read.{_offline(hub)}"
         ) from error
     vae.register_to_config(latents_mean=None, latents_std=None)
     return vae
@@ -264,7 +265,8 @@ def vae_shape(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"autoencoder.source={source!r} has no config.json of an AutoencoderKL "
-            f"({' '.join(str(error).split())[:200]}). Give its folder, or autoencoder.subfolder."
+            f"({' '.join(str(error).split())[:200]}). Give its folder, or "
+            f"autoencoder.subfolder.{_offline(hub)}"
         ) from error
 
 
@@ -279,6 +281,13 @@ def _place(source: str, hub: bool) -> str | Path:
             "AutoencoderKL, or set autoencoder.hub to allow a download."
         )
     return source
+
+
+def _offline(hub: bool) -> str:
+    """Returns what a refusal has to add where a hub may be asked, and is not."""
+    if not hub or os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("", "0", "false", "no", "off"):
+        return ""
+    return " HF_HUB_OFFLINE is set, as it is by default: export HF_HUB_OFFLINE=0 to ask the hub."
 
 
 def save_autoencoder(autoencoder: Autoencoder, directory: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -30,7 +31,7 @@ def bill_of_materials(created: str, code_version: str, code_hash: str) -> dict[s
       code_hash: SHA-256 of this package's files, as in the passport.
     """
     requires = _requirements()
-    components = [_component(name) for name in sorted(requires) if name != PACKAGE]
+    components = [dict(_component(name)) for name in sorted(requires) if name != PACKAGE]
     known = {PACKAGE: f"pkg:pypi/{PACKAGE}@{code_version}"}
     known |= {_canonical(one["name"]): one["bom-ref"] for one in components}
     content: dict[str, Any] = {
@@ -86,6 +87,7 @@ def sbom_faults(content: Any, passport: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+@lru_cache(maxsize=1)
 def _requirements() -> dict[str, set[str]]:
     """Returns every installed package that this one leads to, with those that it requires."""
     found: dict[str, set[str]] = {}
@@ -124,6 +126,7 @@ def _required(name: str, extra: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield _canonical(parsed[1]), tuple(part for part in more if part)
 
 
+@lru_cache(maxsize=1024)
 def _component(name: str) -> dict[str, Any]:
     version = metadata.version(name)
     purl = f"pkg:pypi/{name}@{version.replace('+', '%2B')}"

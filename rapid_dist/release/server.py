@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.telemetry import set_telemetry_client
 
 from rapid_dist.environment import settle_environment
 from rapid_dist.errors import ConfigError, RapidError
@@ -37,6 +38,9 @@ def connect(uri: str, *, existing: bool = False) -> MlflowClient:
       RapidError: nobody answers at an http(s) address. MLflow's own client would try for minutes.
     """
     settle_environment()
+    if os.environ["MLFLOW_DISABLE_TELEMETRY"].lower() in ("true", "1"):
+        # It has looked at the environment when it was imported: again.
+        set_telemetry_client()  # type: ignore[no-untyped-call]
     uri = _with_credentials(uri)
     for name in ("mlflow", "alembic"):  # They tell of every table of a new database.
         logging.getLogger(name).setLevel(logging.WARNING)

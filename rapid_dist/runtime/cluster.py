@@ -231,20 +231,27 @@ def _refuse_shortage(needs: Needs) -> None:
         raise ConfigError(lacking)
 
 
+def authentication(environment: Mapping[str, str], *, local: bool) -> dict[str, str]:
+    """Returns what has to be set for Ray to ask for a token, or to show one.
+
+    Ray listens to every network of a machine, so a cluster that is started here is never without a
+    token, whatever the shell says; in the environment it reaches our own processes and no file. A
+    cluster that is joined may do without one if nobody else reaches it, which is asked later.
+    """
+    has_token = any(environment.get(name) for name in _TOKEN_SETTINGS)
+    if local:
+        new = {} if has_token else {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        return {"RAY_AUTH_MODE": "token", **new}
+    if environment.get("RAY_AUTH_MODE"):
+        return {}
+    has_token = has_token or Path(_TOKEN_FILE).expanduser().is_file()
+    return {"RAY_AUTH_MODE": "token" if has_token else "disabled"}
+
+
 def _prepare_environment(*, local: bool) -> None:
     for name, value in (SETTLED | ENVIRONMENT | ({} if local else PATIENT)).items():
         os.environ.setdefault(name, value)
-    has_token = any(os.environ.get(name) for name in _TOKEN_SETTINGS)
-    if local:
-        # Ray listens to every network of this machine, so a cluster of ours is never without a
-        # token, whatever the shell says. In the environment it reaches our processes and no file.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        if not has_token:
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    elif "RAY_AUTH_MODE" not in os.environ:
-        # Without one, a cluster that asks for none may be joined, if it is this machine's alone.
-        has_token = has_token or Path(_TOKEN_FILE).expanduser().is_file()
-        os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+    os.environ.update(authentication(os.environ, local=local))
     # `import ray` has read the environment already; Ray's own commands refresh it the same way.
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -20,6 +20,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from rapid_dist.confined import no_core_dumps
 from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.manifest import Manifest
 from rapid_dist.retrieval.merge import merge_neighbors
@@ -40,6 +41,7 @@ class _Searcher:
     def __init__(
         self, storage_uri: str, manifest_fingerprint: str, places: list[int], on_gpu: bool
     ) -> None:
+        no_core_dumps()  # It may be asked private queries.
         self._storage_uri, self._fingerprint = storage_uri, manifest_fingerprint
         self._places, self._on_gpu = places, on_gpu
         self._opened: tuple[ShardSearcher, ShardImages] | None = None

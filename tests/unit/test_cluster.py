@@ -4,7 +4,7 @@ import pytest
 
 from rapid_dist.config import RuntimeConfig
 from rapid_dist.runtime.backend import needs
-from rapid_dist.runtime.cluster import Needs, scaled, shortage
+from rapid_dist.runtime.cluster import Needs, authentication, scaled, shortage
 from rapid_dist.runtime.placement_roles import phases
 from tests.fakes import FakeClock
 
@@ -76,3 +76,23 @@ def test_an_autoscaler_is_asked_waited_for_and_told_at_the_end_that_nothing_is_n
 def test_nodes_that_never_come_are_waited_for_no_longer_than_was_said() -> None:
     _, looks = _scale(nodes_after=10_000, minutes=1)
     assert looks <= 61  # The clock ticks a second a look.
+
+
+@pytest.mark.parametrize("said", [{}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}])
+def test_a_cluster_that_is_started_here_asks_for_a_token_of_its_own(said: dict[str, str]) -> None:
+    first, second = (authentication(said, local=True) for _ in range(2))
+    assert first["RAY_AUTH_MODE"] == "token"
+    assert len(first["RAY_AUTH_TOKEN"]) == 64
+    assert first["RAY_AUTH_TOKEN"] != second["RAY_AUTH_TOKEN"]
+    given = authentication({**said, "RAY_AUTH_TOKEN_PATH": "/token"}, local=True)
+    assert given == {"RAY_AUTH_MODE": "token"}
+
+
+def test_a_cluster_that_is_joined_is_shown_the_token_that_there_is(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert authentication({}, local=False) == {"RAY_AUTH_MODE": "disabled"}
+    assert authentication({"RAY_AUTH_TOKEN": "x"}, local=False) == {"RAY_AUTH_MODE": "token"}
+    assert authentication({"RAY_AUTH_MODE": "disabled"}, local=False) == {}
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("x")
+    assert authentication({}, local=False) == {"RAY_AUTH_MODE": "token"}

@@ -231,3 +231,12 @@ def test_sizes_that_do_not_divide_are_refused_before_anything_is_made() -> None:
     assert config.latent_shape(28) == (4, 7)
     with pytest.raises(ConfigError, match="divide"):
         config.latent_shape(30)
+
+
+# Diffusers tells the hub's client of an option that it no longer has.
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
+def test_a_hub_that_may_be_asked_and_is_switched_off_is_named_as_such(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for ask in (open_vae, vae_shape):
+        with pytest.raises(ConfigError, match="export HF_HUB_OFFLINE=0"):
+            ask("nobody/no-autoencoder", hub=True)
