@@ -250,7 +250,10 @@ def flipped(pattern: str, at: float = 0.7, old: bytes = b"", new: bytes = b"") -
 
 
 def empty(pattern: str) -> Damage:
-    return lambda place: place.found(pattern).write_bytes(b"") and None
+    def damage(place: Place) -> None:
+        place.found(pattern).write_bytes(b"")
+
+    return damage
 
 
 def gone(*patterns: str) -> Damage:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from tests.cluster.chaos.damage import (
 )
 
 _RUN = "digits-0badcafe-000000000000"  # Another run's name.
+_WAYS: tuple[tuple[str, Callable[..., Damage]], ...] = (
+    ("torn", torn), ("flipped", flipped), ("empty", empty), ("no", gone),
+)  # fmt: skip
 _CHECKPOINT = "run/checkpoints/train/step-*.safetensors"
 
 
@@ -210,14 +213,14 @@ def _of_ledgers() -> Iterable[Row]:
 def _of_public() -> Iterable[Row]:
     at: Moment = "public"
     weights = "public/denoiser-*/unet/*.safetensors"
-    for kind, make in (("torn", torn), ("flipped", flipped), ("empty", empty), ("no", gone)):
+    for kind, make in _WAYS:
         yield _row(kind, "public weights", at, make(weights), stops="unet/diffusion")
         yield _row(
             kind, "shard", at, make("public/knowledge-base-*/shards/*"), stops="Shard shards/"
         )
     yield _row("another's", "shard", at, replaced("public/knowledge-base-*/shards/*",
                by="public/knowledge-base-*/shards/*"), stops="Shard shards/")  # fmt: skip
-    for kind, make in (("torn", torn), ("flipped", flipped)):
+    for kind, make in _WAYS[:2]:
         yield _row(kind, "public denoiser.json", at, make("public/denoiser-*/denoiser.json"),
                    stops="denoiser.json")  # fmt: skip
         yield _row(kind, "extractor", at, make("public/extractor-*/*.safetensors"),
@@ -255,7 +258,7 @@ def _pretrain(place: Place) -> None:
 
 def _of_the_run() -> Iterable[Row]:
     at: Moment = "training"
-    for kind, make in (("torn", torn), ("empty", empty)):
+    for kind, make in _WAYS[:3:2]:
         yield _row(kind, "run.json", at, make("run/run.json"), stops="run.json is torn")
         yield _row(kind, "stage marker", at, make("run/stages/prior.json"),
                    stops="stages/prior.json is torn",
@@ -273,7 +276,7 @@ def _of_the_run() -> Iterable[Row]:
     yield _row("no", "config.yaml", at, gone(config), stops="config.yaml")
     yield _row("empty", "config.yaml", at, empty(config), stops="config.yaml")
     weights = "run/adapted/unet/*.safetensors"
-    for kind, make in (("torn", torn), ("flipped", flipped), ("empty", empty), ("no", gone)):
+    for kind, make in _WAYS:
         yield _row(kind, "adapted weights", at, make(weights), stops="adapted/unet/")
     yield _row("of another run the", "adapted network", at, _foreign_denoiser("adapted"),
                stops="run.json says")  # fmt: skip
@@ -290,7 +293,7 @@ def _of_results() -> Iterable[Row]:
     at: Moment = "drawn"
     repeats = {"repeats": 0}
     samples, prior = "run/samples/samples.npz", "run/prior/prior.npz"
-    for kind, make in (("torn", torn), ("flipped", flipped), ("empty", empty), ("no", gone)):
+    for kind, make in _WAYS:
         yield _row(kind, "samples", at, make(samples), stops="samples/samples.npz", **repeats)
         yield _row(kind, "prior", at, make(prior), stops="prior/prior.npz", **repeats)
     yield _row("torn, then drawn again, the", "samples", at, torn(samples), stops="Restore",

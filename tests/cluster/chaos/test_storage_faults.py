@@ -8,6 +8,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from rapid_dist.diffusion.checkpoint import Checkpoints
+from rapid_dist.errors import StorageError
 from rapid_dist.privacy.ledger import Entry, Ledger
 from rapid_dist.storage import LocalStorage
 from tests.cluster.chaos import storage_faults
@@ -118,8 +119,6 @@ def test_a_store_that_is_gone_for_good_ends_in_finite_time_and_names_the_file(
     bucket: Bucket,
 ) -> None:
     bucket.proxy.plan(Fault(kind="reset", times=10**9))
-    with pytest.raises(
-        storage_faults.StorageError, match=r"s3://faults/gone/step-\* cannot be listed"
-    ):
+    with pytest.raises(StorageError, match=r"s3://faults/gone/step-\* cannot be listed"):
         Checkpoints(bucket.faulty("gone")).latest()
     bucket.proxy.plan()
