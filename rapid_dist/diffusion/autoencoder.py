@@ -243,7 +243,8 @@ def open_vae(
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(
             f"autoencoder.source={source!r} holds no AutoencoderKL with safetensors "
-            f"({' '.join(str(error).split())[:200]}). Other weight files are not read.{_offline(hub)}"
+            f"({' '.join(str(error).split())[:200]}). Other weight files are not read."
+            f"{_offline(hub)}"
         ) from error
     vae.register_to_config(latents_mean=None, latents_std=None)
     return vae
