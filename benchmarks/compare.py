@@ -35,8 +35,12 @@ CUT: dict[str, Settings] = {
     "dpdm": {"train.multiplicity": 4, "train.ema_decay": 0.98},
     "nonprivate": {"train.multiplicity": 4},
 }
-# A small budget leaves training little to add, so a sample enters at a lower noise level; at a
-# fifth of one all of it goes to the prior (docs/results.md).
+# A small budget leaves training little to add: most of it, or all, goes to the prior, and on mnist
+# a sample then enters at a lower noise level (docs/results.md).
+DIGITS_BUDGETS: dict[float, Settings] = {
+    0.2: {"privacy.prior_share": 1},
+    1: {"privacy.prior_share": 0.4},
+}
 MNIST_BUDGETS: dict[float, Settings] = {
     0.2: {
         "privacy.prior_share": 1, "knowledge_base.clusters": 5000, "prior.threshold": 3.4,
@@ -142,7 +146,18 @@ def parts(best: tuple[str, ...]) -> dict[str, Part]:
     every = tuple(name for name in EVERY if name in METHODS)
     mnist = {"recipe": "mnist", "variants": CUT, "budgets": MNIST_BUDGETS}
     return {
-        "digits": Part(recipe="digits", rows=every, variants=CUT),
+        "digits": Part(
+            recipe="digits",
+            rows=every,
+            # As many draws of a record for all that train: the same compute.
+            overrides=("pretrain.steps=1000", "train.multiplicity=4"),
+            variants={
+                **CUT,
+                "rapid": {"train.mode": "surrogate"},
+                "dp_ldm": {"network.attention": [True, True]},  # It trains nothing else.
+            },
+            budgets=DIGITS_BUDGETS,
+        ),
         "mnist": Part(
             recipe="mnist", rows=every, variants=CUT, epsilons=(1,), seeds=1,
             budgets={1: MNIST_BUDGETS[1]},
