@@ -25,7 +25,10 @@ import output
 
 MINUTES = 8.5
 STOPPING = 60.0  # Seconds that a piece has to close what it has open.
-NEEDED = ("pydantic", "opacus", "dp_accounting", "faiss", "mlflow", "typer", "sklearn", "yaml")
+NEEDED = (
+    "pydantic", "opacus", "dp_accounting", "faiss", "mlflow", "typer", "sklearn", "yaml", "boto3",
+    "cryptography",
+)  # fmt: skip
 Piece = Callable[[Path, bool], None]  # (file of the result, whether it is a rehearsal)
 
 # Larger than the recipes' own, which are for two cores; K and batch as the papers have them.
