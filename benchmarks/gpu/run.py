@@ -6,7 +6,7 @@
 
 A piece prints its table last and writes ``DIR/<piece>.json``. It needs torch, diffusers and PyYAML,
 and never Ray, MLflow, faiss or pydantic. Without Opacus its ways are left out, and the output says
-so; the pieces ``parts-...`` run the whole loop and need Opacus, cryptography and boto3 as well. What
+so; the pieces ``parts-...`` run the whole loop and need Opacus, cryptography and boto3 too. What
 the pieces ``quality-...`` need, and how they are cut into minutes, says ``quality.py``:
 
     python benchmarks/gpu/run.py quality-mnist-1 --data DATA --runs RUNS --out DIR
