@@ -172,7 +172,8 @@ def costs() -> list[dict[str, Any]]:
             disk = LocalStorage(Path(folder), sync=clock.sync)
             ledger, store = Ledger.open(disk, "private"), Checkpoints(disk.child("checkpoints"))
             attempt = ledger.begin_attempt("run")
-            charges, saves = [], []
+            charges: list[float] = []
+            saves: list[float] = []
             for step in range(100):
                 with clock.into(charges):
                     ledger.append("step", "run", attempt=attempt, step=step, event=event)

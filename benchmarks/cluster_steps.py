@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ import torch
 from step_parts import Setting, run_worker
 
 from rapid_dist.collective import Collective, SingleProcess
+from rapid_dist.methods.context import Report
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent
@@ -53,7 +53,7 @@ class Steps:
     setting: Setting
     keeper: Any
 
-    def __call__(self, collective: Collective, report: Callable[..., None]) -> None:
+    def __call__(self, collective: Collective, report: Report) -> None:
         def told(metrics: dict[str, float]) -> None:
             report({"step": metrics["step"], "steps": self.setting.steps + 1})
 
@@ -84,7 +84,7 @@ def in_process(network: str, batch: int, steps: int, storage: str, run: str) -> 
     found: list[dict[str, float]] = []
     keeper = KeeperOf(storage=storage, run=run, steps=steps + 1)()
     task = Steps(setting=Setting(network=network, batch=batch, steps=steps), keeper=keeper)
-    task(SingleProcess(), lambda figures: found.append(figures))
+    task(SingleProcess(), lambda figures, part="": found.append(figures))
     return found[-1]
 
 

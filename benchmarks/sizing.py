@@ -119,14 +119,14 @@ def cost_of(name: str, found: dict[str, float], link: dict[str, float]) -> dict[
     public += recipe.adapt.steps * recipe.adapt.batch_size
     privacy, train = recipe.privacy, recipe.train
     assert privacy.steps is not None
+    assert privacy.expected_batch is not None
+    batch = round(privacy.expected_batch)
     private = privacy.steps * privacy.expected_batch * train.multiplicity
     evaluations = recipe.sampling.count * recipe.sampling.late_intervals
     costs = Costs(row=found["private row"], values=found["values"], **link)
     hours = {}
     for nodes in NODES:
-        step = costs.step(
-            8 * nodes, privacy.expected_batch, train.multiplicity, train.micro_batch or 64
-        )
+        step = costs.step(8 * nodes, batch, train.multiplicity, train.micro_batch or 64)
         hours[f"hours on {nodes} x 8"] = privacy.steps * sum(step.values()) / HOUR
     return {
         "recipe": name,

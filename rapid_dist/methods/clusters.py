@@ -139,7 +139,7 @@ def assign_clusters(
     public_uri: str,
     images: PrivateImages,
     base: KnowledgeBase,
-    say: Callable[[dict[str, float]], None],
+    say: Callable[[dict[str, float]], object],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cluster of every image, int64 [N], and of every entry, int64 [E].
 

@@ -1,7 +1,7 @@
 """The table of a killer's results: one row for every kind of fault, and what they come to."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.cluster.chaos.killer import Result
@@ -12,7 +12,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def rows_of(results: dict[str, Sequence[Result]]) -> list[dict[str, Any]]:
+def rows_of(results: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
     """Returns a row a kind: tried, survived, stopped in one line, failed, steps repeated and more.
 
     Args:
