@@ -115,6 +115,9 @@ class _Remembering:
             self._inner.charge(step, attempt)
             self._storage.create(f"charged-{step}", b"")
 
+    def stop_short(self, step: int, attempt: int | None = None) -> None:
+        self._inner.stop_short(step, attempt)
+
 
 def ask_with_free_repeats(*args: Any, **named: Any) -> None:
     """An answer that a crash has lost is asked for again, and was paid for once."""

@@ -14,7 +14,7 @@ from rapid_dist.confined import PREFIX, private_folder, remove_left_behind, writ
 
 # Holds a private file until it is ended; argv: the way. What it says first is where the file is.
 HOLD = """
-import sys, time
+import signal, sys, time
 from rapid_dist.cli.main import main
 from rapid_dist.confined import private_folder, write_own
 import typer
@@ -29,6 +29,8 @@ def hold(way: str) -> None:
             raise ValueError("private")
         time.sleep(600)
 
+# A shell that puts tests into the background turns Ctrl-C off for all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(app=app))
 """
 
@@ -60,7 +62,7 @@ def test_a_private_folder_is_gone_however_its_process_ends(tmp_path, way, number
     if number:
         assert remove_left_behind(tmp_path) == []  # It is in use.
         process.send_signal(number)
-    said = process.communicate()[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == (-signal.SIGKILL if left else 1)
     assert "private" not in said.replace(PREFIX, "")
     assert len(_left(tmp_path)) == left
