@@ -77,6 +77,7 @@ def main() -> None:
         for table in arguments.table or TABLES:
             report = Path(folder) / "report.xml"
             words = ["-m", "pytest", "-q", "-o", "timeout=0", "-p", "no:cacheprovider"]
+            words += ["-o", "junit_family=legacy"]  # Which keeps the properties of a test.
             words += [f"--junitxml={report}", TABLES[table]]
             subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
             rows += tried(table, report)
