@@ -173,6 +173,7 @@ S3_HERE = {
     "AWS_ENDPOINT_URL": "{s3}", "AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_DEFAULT_REGION": "us-east-1",
 }  # fmt: skip
+TRACKED = "tracking.uri=sqlite:///{folder}/mlflow.db"
 ON_S3 = ("run", "-r", "digits", "-o", "s3://somebodys/runs/x")
 
 COMMAND_LINE = (
@@ -303,19 +304,21 @@ STORAGE = (
     bad("ledger below a file", "run", "-r", "digits", "-o", "{folder}/other", "-s",
         "runtime.ledger_dir={folder}/file/ledger",
         says=("file/ledger", "cannot be written", "runtime.ledger_dir"), setup=_file_in_the_way),
-    bad("storage of an unknown kind", "run", "-r", "digits", "-o", "gs://bucket/run",
+    bad("storage of an unknown kind", "run", "-r", "digits", "-o", "gs://bucket/run", "-s", TRACKED,
         says=("gs://bucket/run", "s3://bucket/prefix")),
     bad("bucket without a tracking server", *ON_S3, says=("tracking.uri", "local --out"),
         environment=S3_HERE),
-    bad("no such bucket", "run", "-r", "digits", "-o", "s3://nobodys/runs/x",
+    bad("no such bucket", "run", "-r", "digits", "-o", "s3://nobodys/runs/x", "-s", TRACKED,
         says=("s3://nobodys/runs/x", "does not answer", "Check the bucket"), environment=S3_HERE),
-    bad("no credentials", *ON_S3, says=("somebodys", "credentials", "AWS_"), environment={
+    bad("no credentials", *ON_S3, "-s", TRACKED,
+        says=("somebodys", "credentials", "AWS_"), environment={
         **S3_HERE, "AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None,
         "AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "{folder}/none",
         "AWS_CONFIG_FILE": "{folder}/none"}, setup=_forget_credentials),
-    bad("endpoint where nobody is", *ON_S3, says=("does not answer", NOBODY, "endpoint"),
+    bad("endpoint where nobody is", *ON_S3, "-s", TRACKED,
+        says=("does not answer", NOBODY, "endpoint"),
         environment={**S3_HERE, "AWS_ENDPOINT_URL": f"http://{NOBODY}"}),
-    bad("endpoint that is no address", *ON_S3, says=("does not answer", "endpoint"),
+    bad("endpoint that is no address", *ON_S3, "-s", TRACKED, says=("does not answer", "endpoint"),
         environment={**S3_HERE, "AWS_ENDPOINT_URL": "somewhere"}),
     bad("data in a bucket that is not there", "run", "-r", "digits", "-o", "{folder}/other", "-s",
         "data.root=s3://nobodys/data", "-s", "data.private.source=mnist",

@@ -166,7 +166,8 @@ def try_row(row: Row, snapshots: Snapshots, folder: Path) -> Outcome:
             shutil.rmtree(place.root / part, ignore_errors=True)
             if (whole / part).exists():
                 shutil.copytree(whole / part, place.root / part)
-    again = _go_on(place, row.moment)
+    # A remedy takes away what a stage has made, so all stages have their turn again.
+    again = _go_on(place, row.moment if row.remedy is None else "drawn")
     assert again == "", f"After the remedy: {again}"
     _require_paid(place, row, charged)
     return Outcome(stopped=said)

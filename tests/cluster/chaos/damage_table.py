@@ -296,8 +296,9 @@ def _of_results() -> Iterable[Row]:
     for kind, make in _WAYS:
         yield _row(kind, "samples", at, make(samples), stops="samples/samples.npz", **repeats)
         yield _row(kind, "prior", at, make(prior), stops="prior/prior.npz", **repeats)
+    drawn_again = gone("run/samples", "run/stages/generate.json")
     yield _row("torn, then drawn again, the", "samples", at, torn(samples), stops="Restore",
-               remedy=gone("run/samples/done.json", "run/stages/generate.json"))  # fmt: skip
+               remedy=drawn_again)  # fmt: skip
     yield _row("of another run the", "samples", at, _foreign_json("run/samples/done.json", "of"),
                stops="run.json says")  # fmt: skip
     yield _row(
