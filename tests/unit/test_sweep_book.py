@@ -22,7 +22,7 @@ from rapid_dist.runtime.sweep_search import Listed
 from rapid_dist.runtime.sweep_trial import Rung
 from rapid_dist.storage import LocalStorage
 
-SOLVED = ["sweep.solve=noise_multiplier", "privacy.expected_batch=32"]
+SOLVED = ["sweep.solve=noise_multiplier", "privacy.expected_batch=32", "privacy.epsilon=1"]
 
 
 @dataclass
@@ -72,7 +72,7 @@ def test_every_trial_meets_the_budget_whatever_its_point(tmp_path: Path) -> None
         solved = planner.plan_of(point)
         assert solved.dp_sgd is not None
         assert solved.dp_sgd.steps == point["privacy.steps"]
-        assert 9.9 < solved.epsilons.reported <= 10
+        assert 0.99 < solved.epsilons.reported <= 1
 
 
 def test_a_trial_that_would_take_too_long_is_pruned(tmp_path: Path) -> None:
