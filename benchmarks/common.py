@@ -9,14 +9,14 @@ import json
 import os
 from typing import Any
 
-from output import RESULTS, table, write_json
+from output import RESULTS, in_document, table, write_json
 
 from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.results import versions
 from rapid_dist.storage import open_storage
 
-__all__ = ["RESULTS", "arguments", "figures", "run_recipe", "table", "write"]
+__all__ = ["RESULTS", "arguments", "figures", "in_document", "run_recipe", "table", "write"]
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

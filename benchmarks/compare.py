@@ -1,9 +1,10 @@
 """Methods and ablations side by side, a part at a time: `rapid-dist compare` with its rows.
 
     python benchmarks/compare.py --list
-    python benchmarks/compare.py --parts digits,digits-modes
+    python benchmarks/compare.py --parts digits,digits-ablations
     python benchmarks/compare.py --parts mnist --set data.root=DIR
     python benchmarks/compare.py --parts mnist-best --best rapid,dpdm --set data.root=DIR
+    python benchmarks/compare.py --document     # what there is, into docs/results.md
 
 Resumable piece by piece: the same command goes on, and writes the results so far after every part.
 A part leaves ``results/compare-PART.json`` with all figures by seed and epsilon, its page in
@@ -12,21 +13,25 @@ ledger of its own, which with data that is not published would be a fault: hundr
 epsilon on which no two accountants agree. ``mnist-10k`` is mnist at 14 x 14 pixels, 10,000 records
 of it, by a public order.
 
-What is cut, so that two cores end within a night: K of dpdm and of nonprivate is 4 and not 32.
+What is cut, so that two cores end within a night: K of dpdm and of nonprivate is 4 and not 32;
+ablations have one seed, at epsilon 10 on digits and at 1 on mnist, those of the prior 0.2 and 1.
 """
 
 import argparse
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from common import arguments, table, write
+from common import RESULTS, arguments, in_document, table, write
 
 from rapid_dist.config import Recipe, load_recipe, to_tree
 from rapid_dist.methods.catalog import METHODS
 from rapid_dist.runtime.compare import run_compare
 
 Settings = dict[str, Any]
+DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 EVERY = (
     "rapid", "dpdm", "dp_ldm", "dp_rdm", "public", "references", "public_from_references",
     "nonprivate",
@@ -34,6 +39,7 @@ EVERY = (
 CUT: dict[str, Settings] = {
     "dpdm": {"train.multiplicity": 4, "train.ema_decay": 0.98},
     "nonprivate": {"train.multiplicity": 4},
+    "dp_ldm": {"network.attention": [True, True]},  # It trains little else.
 }
 # A small budget leaves training little to add: most of it, or all, goes to the prior, and on mnist
 # a sample then enters at a lower noise level (docs/results.md).
@@ -64,12 +70,13 @@ SMALL_MNIST = (
     "privacy.steps=150",
     "sampling.count=5000",
 )
-PUBLIC = {
+PUBLIC: dict[str, list[dict[str, Any]]] = {
     "letters": [{"source": "letters", "count": 20000}],
     "omniglot": [{"source": "omniglot"}],
     "kannada": [{"source": "kannada"}],
     "all": [
-        {"source": "omniglot"}, {"source": "kannada"}, {"source": "kmnist"}, {"source": "notmnist"},
+        {"source": "letters", "count": 20000}, {"source": "omniglot"}, {"source": "kannada"},
+        {"source": "kmnist"}, {"source": "notmnist"},
     ],
 }  # fmt: skip
 
@@ -83,7 +90,7 @@ class Part:
     variants: dict[str, Settings] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     epsilons: tuple[float, ...] = (0.2, 1, 10)
-    budgets: dict[float, Settings] = field(default_factory=dict)
+    budgets: dict[float, Settings] = field(default_factory=dict)  # What else holds at an epsilon.
     seeds: int = 3
     first_seed: int = 0
 
@@ -94,83 +101,81 @@ def _varied(name: str, *values: Any) -> dict[str, Settings]:
     return {f"{last}-{value}": {name: value} for value in values}
 
 
-def ablations(base: str, recipe: str, overrides: tuple[str, ...]) -> dict[str, Part]:
-    """Returns the ablations on one data set, at epsilon 1 and 10, one seed each."""
+def ablations(
+    base: str, recipe: str, epsilon: float, overrides: tuple[str, ...], splits: tuple[int, ...]
+) -> dict[str, Part]:
+    """Returns the ablations on one data set: each row is the recipe, ``base``, but for one thing.
+
+    Args:
+      splits: the split steps beside the recipe's own.
+    """
     # Where a record's own query decides its surrogate, k and the keys matter; else they do not.
-    queried = {"train.mode": "surrogate", "train.surrogate": "query", "sampling.source": "query"}
-    domains: dict[str, Settings] = {
-        "letters-only": {"data.public": PUBLIC["letters"]},
-        "omniglot-only": {"data.public": PUBLIC["omniglot"]},
-        "all-public": {"data.public": PUBLIC["all"]},
-        "none": {"method": "dpdm", **CUT["dpdm"]},
+    queried = {
+        "train.mode": "surrogate", "train.surrogate": "query", "sampling.source": "query",
+        "split.split_step": 450,
+    }  # fmt: skip
+    modes: dict[str, Settings] = {
+        mode: {"train.mode": mode} for mode in ("late", "surrogate", "full")
     }
-    groups = {
-        "split": _varied("split.split_step", 250, 450, 600, 690),
-        "query": {
-            name: {**queried, "split.split_step": 450, **one}
-            for name, one in _varied("split.query_step", 500, 700, 850).items()
-        },
-        "k": _varied("train.multiplicity", 1, 4, 16),
+    del modes[load_recipe(recipe).train.mode]
+    prior = {
+        **_varied("privacy.prior_share", 0.05, 0.15, 0.5, 0.9, 1),
+        **_varied("knowledge_base.clusters", 100, 400, 1600, 4000),
+    }
+    rows: dict[str, Settings] = {
+        "base": {},
+        **modes,
+        **_varied("split.split_step", *splits),
+        **_varied("train.multiplicity", 4, 8),
         # Fewer references with the same pretrained network would need another split of the public
         # images, so what is left of them pretrains: told beside the figures.
-        "size": _varied("data.reference_share", 0.05, 0.2, 0.5, 0.8),
-        "domain": domains,
-        "modes": {
-            "late": {"train.mode": "late"},
-            "surrogate": {"train.mode": "surrogate"},
-            "surrogate-query": {"train.mode": "surrogate", "train.surrogate": "query"},
-            "full": {"train.mode": "full"},
+        **_varied("data.reference_share", 0.05, 0.2, 0.8),
+        **{
+            f"public-{name}": {"data.public": one}
+            for name, one in PUBLIC.items()
+            if (name, recipe) != ("letters", "digits")  # Which is the recipe.
         },
-        "top": {
-            name: {**queried, **one} for name, one in _varied("sampling.top_m", 1, 4, 16).items()
+        "no-public": {"method": "dpdm", "train.start": "scratch", "train.ema_decay": 0.98},
+        "queried": queried,
+        **{
+            name: {**queried, **one}
+            for name, one in (
+                _varied("split.query_step", 500, 850) | _varied("sampling.top_m", 4, 16)
+            ).items()
         },
-        "prior": _varied("privacy.prior_share", 0.05, 0.15, 0.5, 0.9, 1),
-        "clusters": _varied("knowledge_base.clusters", 100, 400, 1600, 4000),
     }
-    found = {}
-    for name, variants in groups.items():
-        epsilons = (0.2, 1, 10) if name in ("prior", "clusters") else (1, 10)
-        found[f"{base}-{name}"] = Part(
-            recipe=recipe,
-            rows=tuple(variants),
-            variants=variants,
-            overrides=overrides,
-            epsilons=epsilons,
-            seeds=1,
-        )
-    return found
+    own = Part(
+        recipe=recipe, rows=tuple(rows), variants=rows, overrides=overrides, epsilons=(epsilon,),
+        seeds=1,
+    )  # fmt: skip
+    return {
+        f"{base}-ablations": own,
+        f"{base}-prior": replace(own, rows=tuple(prior), variants=prior, epsilons=(0.2, 1)),
+    }
 
 
 def parts(best: tuple[str, ...]) -> dict[str, Part]:
     """Returns all parts by name; ``best`` are the methods that go on to other budgets on mnist."""
     every = tuple(name for name in EVERY if name in METHODS)
-    mnist = {"recipe": "mnist", "variants": CUT, "budgets": MNIST_BUDGETS}
+    mnist = Part(
+        recipe="mnist", rows=every, variants=CUT, epsilons=(1,), budgets=MNIST_BUDGETS, seeds=1
+    )
     return {
         "digits": Part(
             recipe="digits",
             rows=every,
             # As many draws of a record for all that train: the same compute.
             overrides=("pretrain.steps=1000", "train.multiplicity=4"),
-            variants={
-                **CUT,
-                "rapid": {"train.mode": "surrogate"},
-                "dp_ldm": {"network.attention": [True, True]},  # It trains nothing else.
-            },
+            variants={**CUT, "rapid": {"train.mode": "surrogate"}},
             budgets=DIGITS_BUDGETS,
         ),
-        "mnist": Part(
-            recipe="mnist", rows=every, variants=CUT, epsilons=(1,), seeds=1,
-            budgets={1: MNIST_BUDGETS[1]},
-        ),
-        "mnist-best": Part(**mnist, rows=best, seeds=1),  # type: ignore[arg-type]
-        "mnist-best-seeds": Part(
-            recipe="mnist", rows=best, variants=CUT, epsilons=(1,), first_seed=1, seeds=2,
-            budgets={1: MNIST_BUDGETS[1]},
-        ),
+        "mnist": mnist,
+        "mnist-best": replace(mnist, rows=best, epsilons=(0.2, 10)),
+        "mnist-best-seeds": replace(mnist, rows=best, first_seed=1, seeds=2),
         "pneumonia": Part(recipe="pneumonia", rows=every, variants=CUT, epsilons=(10,), seeds=1),
-        **ablations("digits", "digits", ("pretrain.steps=1000",)),
-        **ablations("mnist-10k", "mnist", SMALL_MNIST),
-    }  # fmt: skip
+        **ablations("digits", "digits", 10, ("pretrain.steps=1000",), (250, 450, 690)),
+        **ablations("mnist-10k", "mnist", 1, SMALL_MNIST, (250, 450, 680)),
+    }
 
 
 def recipe_of(name: str, part: Part, options: argparse.Namespace) -> Recipe:
@@ -217,10 +222,55 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> None:
     write(f"compare-{name}", {**kept, "part": name, "settings": to_tree(recipe)})
 
 
+def documented(result: dict[str, Any]) -> str:
+    """Returns the table of a part: a line a row, its figures at each epsilon side by side.
+
+    A row without an epsilon, public or without privacy, has the same ones at each.
+    """
+    found = {(row["row"], row["epsilon"]): row for row in result["rows"]}
+    names = list(dict.fromkeys(name for name, _ in found))
+    epsilons = sorted({epsilon for _, epsilon in found if epsilon is not None})
+    lines = []
+    for name in names:
+        line: Settings = {"row": f"`{name}`"}
+        own = [found[key] for key in found if key[0] == name]
+        for epsilon in epsilons:
+            row = found.get((name, epsilon), found.get((name, None)))
+            line |= {f"accuracy at {epsilon:g}": "", f"FID-like at {epsilon:g}": ""}
+            if row is not None:
+                spread = row["spread"]["mean"]
+                mean = f"{row['mean']['mean']:.3f}"
+                line[f"accuracy at {epsilon:g}"] = f"{mean} ± {spread:.3f}" if spread else mean
+                line[f"FID-like at {epsilon:g}"] = f"{row['mean']['frechet']:.2f}"
+        last = own[-1]["mean"]
+        lines.append(
+            line
+            | {
+                "seeds": own[-1]["seeds"],
+                "evaluations": f"{last['nfe']:.0f}",
+                "seconds": f"{last['seconds']:.0f}",
+                "GB": f"{last['rss_gb']:.1f}",
+            }
+        )
+    return table(lines, list(lines[0]))
+
+
+def write_document(names: Iterable[str]) -> None:
+    """Puts the tables of all parts that were run into docs/results.md."""
+    text = DOCUMENT.read_text("utf-8")
+    for name in names:
+        path = RESULTS / f"compare-{name}.json"
+        if path.is_file():
+            lines = documented(json.loads(path.read_text()))
+            text = in_document(text, f"compare {name}", lines)
+    DOCUMENT.write_text(text, "utf-8")
+
+
 def options_of() -> argparse.ArgumentParser:
     parser = arguments(__doc__)
     parser.add_argument("--parts", default="digits")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--document", action="store_true", help="from the last results")
     parser.add_argument("--seeds", type=int, help="instead of a part's own")
     parser.add_argument("--epsilons", type=_numbers, help="instead of a part's own: 1,10")
     parser.add_argument("--best", default="rapid,references", help="rows of mnist-best")
@@ -232,6 +282,9 @@ def main() -> None:
     known = parts(tuple(options.best.split(",")))
     if options.list:
         print("\n".join(known))
+        return
+    if options.document:
+        write_document(known)
         return
     asked = options.parts.split(",")
     unknown = sorted(set(asked) - set(known))

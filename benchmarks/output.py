@@ -71,3 +71,16 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell(row.get(c, "")) for c in columns) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def in_document(text: str, mark: str, lines: str) -> str:
+    """Returns a document with these lines in the place of those between its two marks of a name.
+
+    Raises:
+      ValueError: the document has no such marks.
+    """
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"The document has no {begin} with an {end} behind it.")
+    first, rest = text.split(begin, 1)
+    return f"{first}{begin}\n\n{lines}\n\n{end}{rest.split(end, 1)[1]}"

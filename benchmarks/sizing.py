@@ -18,7 +18,6 @@ prior and evaluation. Memory is the highest of a worker's process, at the recipe
 import argparse
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 
 import torch
 from networks import Network
-from output import RESULTS, table, write_json
+from output import RESULTS, in_document, table, write_json
 from scaling import Costs
 from step_parts import Setting, run_worker
 from step_ways import Case, ours, plain
@@ -41,7 +40,6 @@ from rapid_dist.diffusion.loss import Rows
 
 RECIPES = ("digits", "mnist", "cifar10")
 OPERATIONS = Path(__file__).resolve().parents[1] / "docs" / "operations.md"
-BEGIN, END = "<!-- sizing: begin -->", "<!-- sizing: end -->"
 ROWS, REPEATS = 32, 8
 NODES = (1, 4, 16)  # Of eight workers each.
 HOUR = 3600.0
@@ -140,12 +138,6 @@ def cost_of(name: str, found: dict[str, float], link: dict[str, float]) -> dict[
     }
 
 
-def in_document(text: str, lines: str) -> str:
-    """Returns the document with these lines in the place of its table."""
-    assert BEGIN in text
-    return re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n\n{lines}\n\n{END}", text, flags=re.DOTALL)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -161,7 +153,7 @@ def main() -> None:
     if asked.document:
         kept = json.loads(asked.out.read_text())
         lines = table(kept["rows"], kept["columns"])
-        OPERATIONS.write_text(in_document(OPERATIONS.read_text(), lines))
+        OPERATIONS.write_text(in_document(OPERATIONS.read_text(), "sizing", lines))
         return
     measured = {}
     for name in asked.recipes:

@@ -138,14 +138,16 @@ def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     compare = _benchmark("compare")
     parts = compare.parts(("rapid", "dpdm"))
-    assert {"digits", "mnist-best", "pneumonia", "mnist-10k-split", "digits-top"} <= set(parts)
+    assert {"digits", "mnist-best", "pneumonia", "mnist-10k-prior", "digits-ablations"} <= set(
+        parts
+    )
     options = compare.options_of().parse_args(["--backend", "process"])
     where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
     for name, part in parts.items():
         recipe = compare.recipe_of(name, part, options)
         for row in part.rows:
             for epsilon in part.epsilons:
-                own = recipe_of(recipe, where, row, epsilon, 0)
+                own = recipe_of(recipe, where, row, epsilon, part.first_seed)
                 check_method(method_settings(own))
                 assert own.data.private.name == ("mnist-10k-14" if "10k" in name else part.recipe)
 
@@ -170,3 +172,13 @@ def test_the_clocked_loop_is_the_real_one_and_its_parts_fill_the_step(
     assert sum(found[part] for part in parts.PARTS) == pytest.approx(found["step"], rel=0.5)
     assert found["reduced bytes"] == 4 * found["values"]
     assert min(found[part] for part in ("compute", "rows", *parts.BESIDE)) > 0
+
+
+def test_a_table_takes_the_place_of_the_one_before_in_a_document() -> None:
+    output = _benchmark("output")
+    marks = "before\n<!-- one: begin -->{}<!-- one: end -->\nafter\n"
+    new = output.in_document(marks.format("\n\nold\n\n"), "one", "| new |")
+    assert new == marks.format("\n\n| new |\n\n")
+    assert output.in_document(new, "one", "| new |") == new
+    with pytest.raises(ValueError, match="has no <!-- two: begin -->"):
+        output.in_document(new, "two", "")
