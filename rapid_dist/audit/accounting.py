@@ -18,7 +18,7 @@ from rapid_dist.audit.accountants import pld_epsilon, prv_epsilon, rdp_epsilon, 
 from rapid_dist.audit.contribution import extreme_images
 from rapid_dist.audit.observed import Observed, keeper_of, ledger_of, observe
 from rapid_dist.audit.result import CheckResult, Profile
-from rapid_dist.audit.subject import RUN, Subject
+from rapid_dist.audit.subject import Subject
 from rapid_dist.errors import RapidError
 from rapid_dist.privacy.accounting import Epsilons
 from rapid_dist.privacy.ledger import Entry
@@ -72,7 +72,11 @@ def check_accounting(subject: Subject, profile: Profile) -> list[CheckResult]:
         _all_charged(runs),
         _charged_first(runs),
         _epsilon_of_releases(runs),
-        _plan_is_ledger(runs),
+        plan_is_ledger(
+            subject,
+            steps_of(runs.subject.mechanism, runs.subject.mechanism.steps),
+            runs.quiet_entries,
+        ),
         epsilon_of_plan(subject),
         within_budget(subject),
         _refused_beyond(runs),
@@ -192,6 +196,23 @@ def within_budget(subject: Planned) -> CheckResult:
     )
 
 
+def plan_is_ledger(subject: Planned, event: Event, entries: Sequence[Entry]) -> CheckResult:
+    """Holds what an undisturbed run was charged against ``event``, which was planned."""
+    delta = subject.budget.delta
+    planned = subject.epsilons([event], delta).reported
+    events = [entry.event for entry in entries if entry.event is not None]
+    charged = subject.epsilons(events, delta).reported
+    return CheckResult(
+        check=CHECK,
+        question="Does an undisturbed run cost what was planned?",
+        statistic=f"epsilon {charged:.6f} by the ledger",
+        bound=f"epsilon {planned:.6f} by the plan",
+        false_alarm=0.0,
+        passed=abs(charged - planned) <= _TOLERANCE,
+        detail=f"{len(entries)} entries.",
+    )
+
+
 def compared(
     delta: float, events: Sequence[Event], claimed: Epsilons, *, question: str, detail: str
 ) -> CheckResult:
@@ -208,22 +229,6 @@ def compared(
         false_alarm=0.0,
         passed=never_below and reported <= max(pld, prv) + MOST_DISAGREEMENT and rdp >= pld,
         detail=detail,
-    )
-
-
-def _plan_is_ledger(runs: _Runs) -> CheckResult:
-    mechanism, delta = runs.subject.mechanism, runs.subject.budget.delta
-    planned = runs.subject.epsilons([steps_of(mechanism, mechanism.steps)], delta).reported
-    events = [entry.event for entry in runs.quiet_entries if entry.event is not None]
-    charged = runs.subject.epsilons(events, delta).reported
-    return CheckResult(
-        check=CHECK,
-        question="Does an undisturbed run cost what was planned?",
-        statistic=f"epsilon {charged:.6f} by the ledger",
-        bound=f"epsilon {planned:.6f} by the plan",
-        false_alarm=0.0,
-        passed=abs(charged - planned) <= _TOLERANCE,
-        detail=f"Run {RUN!r} of {mechanism.steps} steps.",
     )
 
 

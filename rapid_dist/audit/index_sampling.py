@@ -10,17 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rapid_dist.audit.draws import CHECK, NUM_UNITS, ONE_EXPECTED, RATE, Draws, rows_of_draws
 from rapid_dist.audit.index_subject import Exactly, IndexSubject
 from rapid_dist.audit.result import CheckResult, Profile
-from rapid_dist.audit.sampling import CHECK, NUM_UNITS, RATE
-from rapid_dist.audit.statistics import (
-    Row,
-    binomial_p_value,
-    evenness_p_value,
-    least_pair_p_value,
-    overlap_p_value,
-    size_p_value,
-)
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.keys import SecretKey
 
@@ -46,50 +38,19 @@ class _Seen:
 def check_index_sampling(subject: IndexSubject, profile: Profile) -> list[CheckResult]:
     """Looks at who is drawn, with whom, how many, how often nobody, and what is divided by."""
     rounds, own_rounds = _ROUNDS[profile], _OWN_ROUNDS[profile]
-    small, sparse = _told_apart(subject, RATE), _told_apart(subject, 1 / NUM_UNITS)
-    own = _told_apart(subject, subject.mechanism.sample_rate)
-    key, rate = subject.new_key(), subject.mechanism.sample_rate
-    drawn = _seen(small, key, rounds)
-    again = _seen(small, key, rounds // 3, attempt=2)
-    other = _seen(small, subject.new_key(), rounds // 3)
+    small, sparse = _told_apart(subject, RATE), _told_apart(subject, ONE_EXPECTED)
+    rate, key = subject.mechanism.sample_rate, subject.new_key()
     few = _seen(sparse, subject.new_key(), rounds)
-    mine = _seen(own, subject.new_key(), own_rounds).present
-    present = drawn.present
-    empty = int((few.present.sum(1) == 0).sum())
+    draws = Draws(
+        drawn=_seen(small, key, rounds).present,
+        again=_seen(small, key, rounds // 3, attempt=2).present,
+        other=_seen(small, subject.new_key(), rounds // 3).present,
+        few=few.present,
+        own=_seen(_told_apart(subject, rate), subject.new_key(), own_rounds).present,
+        own_rate=rate,
+    )
     return [
-        Row(check=CHECK, share=0.2).verdict(
-            "Is every unit in a round at the claimed rate, none more often than another?",
-            {
-                "rate": binomial_p_value(int(present.sum()), present.size, RATE),
-                "evenness": evenness_p_value(present, RATE),
-                "the recipe's rate": binomial_p_value(int(mine.sum()), mine.size, rate),
-                "the recipe's evenness": evenness_p_value(mine, rate),
-            },
-            f"N={NUM_UNITS}, q={RATE}, {rounds} rounds; the recipe's q={rate:.4g}, {own_rounds} "
-            "rounds.",
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Is every pair of units in a round at the squared rate?",
-            {"the least likely pair": least_pair_p_value(present, RATE)},
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Do samples vary in size as Poisson sampling says?",
-            {"sizes": size_p_value(present, RATE), "the recipe's sizes": size_p_value(mine, rate)},
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Are rounds, attempts and runs drawn independently?",
-            {
-                "rounds": overlap_p_value(present[0::2], present[1::2], RATE),
-                "attempts": overlap_p_value(present, again.present, RATE),
-                "runs": overlap_p_value(present, other.present, RATE),
-                "the recipe's rounds": overlap_p_value(mine[0::2], mine[1::2], rate),
-            },
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Does an empty sample come as often as it should?",
-            {"empty samples": binomial_p_value(empty, rounds, (1 - 1 / NUM_UNITS) ** NUM_UNITS)},
-            f"{empty} of {rounds} rounds, one unit expected in each.",
-        ),
+        *rows_of_draws(draws, batches="rounds", where=""),
         CheckResult(
             check=CHECK,
             question="Is every round charged once and noised, whether or not anybody was drawn?",

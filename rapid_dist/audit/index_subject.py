@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rapid_dist.audit.accountants import rounds_of
-from rapid_dist.audit.subject import RUN, not_charged
+from rapid_dist.audit.subject import not_charged, open_keeper
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.accounting import Epsilons, epsilons
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.keys import SecretKey
-from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import Event, GaussianEvent, RetrievalConfig
 from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.privacy.settings import Budget
@@ -30,15 +29,6 @@ from rapid_dist.storage import Storage
 # What one unit may move the sums of a round by: it leaves, and another of length 1 enters. The
 # audit's own figure: the mechanism might say another.
 SENSITIVITY = 2.0
-
-
-def open_index_keeper(
-    storage: Storage, dataset: str, mechanism: RetrievalConfig, budget: Budget
-) -> LedgerKeeper:
-    """Returns the product's keeper on a ledger in ``storage``."""
-    return LedgerKeeper(
-        Ledger.open(storage, dataset), RUN, budget, mechanism.event(), mechanism.steps
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +46,7 @@ class IndexSubject:
     index_type: type[PrivateIndex] = PrivateIndex
     ask: Callable[..., None] = ask_rounds
     new_key: Callable[[], SecretKey] = SecretKey.generate
-    make_keeper: Callable[[Storage, str, RetrievalConfig, Budget], LedgerKeeper] = open_index_keeper
+    make_keeper: Callable[[Storage, str, RetrievalConfig, Budget], LedgerKeeper] = open_keeper
     epsilons: Callable[..., Epsilons] = epsilons
 
     @property

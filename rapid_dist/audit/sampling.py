@@ -12,23 +12,14 @@ from dataclasses import replace
 import numpy as np
 
 from rapid_dist.audit.attendance import PARAMETERS, SHARE, Attendance, attend
+from rapid_dist.audit.draws import CHECK, NUM_UNITS, ONE_EXPECTED, RATE, Draws, rows_of_draws
 from rapid_dist.audit.result import CheckResult, Profile
-from rapid_dist.audit.statistics import (
-    Row,
-    binomial_p_value,
-    evenness_p_value,
-    least_pair_p_value,
-    overlap_p_value,
-    size_p_value,
-)
 from rapid_dist.audit.subject import Subject
 from rapid_dist.collective import SingleProcess
 from rapid_dist.privacy.keeper import Attempt
 from rapid_dist.privacy.poisson import PoissonSampler
 from rapid_dist.storage import open_storage
 
-CHECK = "sampling"
-NUM_UNITS, RATE = 48, 0.25  # Of the small set, where every pair of units can be looked at.
 WORLD_SIZE = 2
 _STEPS: dict[Profile, int] = {"quick": 600, "full": 6_000}
 _OWN_STEPS: dict[Profile, int] = {"quick": 100, "full": 1_000}  # At the recipe's own N and q.
@@ -39,52 +30,26 @@ def check_sampling(subject: Subject, profile: Profile) -> list[CheckResult]:
     """Looks at who is drawn, with whom, how many, how often nobody, and what is divided by."""
     steps, own_steps = _STEPS[profile], _OWN_STEPS[profile]
     small = _drawing(subject, NUM_UNITS, RATE * NUM_UNITS)
-    sparse = _drawing(subject, NUM_UNITS, 1.0)
+    sparse = _drawing(subject, NUM_UNITS, ONE_EXPECTED * NUM_UNITS)
     key = subject.new_key()
     drawn = attend(small, key, steps, world_size=WORLD_SIZE)
     again = attend(small, key, steps // 3, world_size=WORLD_SIZE, attempt=2)
     other = attend(small, subject.new_key(), steps // 3, world_size=WORLD_SIZE)
     few = attend(sparse, subject.new_key(), steps, world_size=WORLD_SIZE)
-    mechanism = subject.mechanism
-    own = _batches(subject, own_steps)
-    present, rate = drawn.times > 0, mechanism.sample_rate
+    draws = Draws(
+        drawn=drawn.times > 0,
+        again=again.times > 0,
+        other=other.times > 0,
+        few=few.times > 0,
+        own=_batches(subject, own_steps),
+        own_rate=subject.mechanism.sample_rate,
+    )
     return [
-        Row(check=CHECK, share=0.2).verdict(
-            "Is every unit drawn at the claimed rate, none more often than another?",
-            {
-                "rate": binomial_p_value(int(present.sum()), present.size, RATE),
-                "evenness": evenness_p_value(present, RATE),
-                "the recipe's rate": binomial_p_value(int(own.sum()), own.size, rate),
-                "the recipe's evenness": evenness_p_value(own, rate),
-            },
-            f"N={NUM_UNITS}, q={RATE}, {steps} steps on {WORLD_SIZE} workers; "
-            f"the recipe's N={mechanism.num_records}, q={rate:.4g}, {own_steps} steps.",
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Is every pair of units drawn together at the squared rate?",
-            {"the least likely pair": least_pair_p_value(present, RATE)},
-            f"Of {NUM_UNITS * (NUM_UNITS - 1) // 2} pairs, within one worker and across.",
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Do batch sizes vary as Poisson sampling says?",
-            {
-                "sizes": size_p_value(present, RATE),
-                "the recipe's sizes": size_p_value(own, rate),
-            },
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Are steps, attempts and runs drawn independently?",
-            {
-                "steps": overlap_p_value(present[0::2], present[1::2], RATE),
-                "attempts": overlap_p_value(present, again.times > 0, RATE),
-                "runs": overlap_p_value(present, other.times > 0, RATE),
-                "the recipe's steps": overlap_p_value(own[0::2], own[1::2], rate),
-            },
-        ),
-        Row(check=CHECK, share=0.2).verdict(
-            "Does an empty batch come as often as it should?",
-            {"empty batches": _empty_p_value(few, sparse.mechanism.sample_rate)},
-            f"{int((few.times.sum(1) == 0).sum())} of {steps} steps, one unit expected in each.",
+        *rows_of_draws(
+            draws,
+            batches="steps",
+            where=f" on {WORLD_SIZE} workers",
+            pairs=", within one worker and across",
         ),
         _once_row(small, drawn),
         _empty_row(sparse, few, steps),
@@ -106,11 +71,6 @@ def _batches(subject: Subject, steps: int) -> np.ndarray:
     for step in range(steps):
         drawn[step, sampler.batch(step)] = True
     return drawn
-
-
-def _empty_p_value(few: Attendance, rate: float) -> float:
-    chance = (1 - rate) ** few.times.shape[1]
-    return binomial_p_value(int((few.times.sum(1) == 0).sum()), len(few.times), chance)
 
 
 def _once_row(small: Subject, drawn: Attendance) -> CheckResult:

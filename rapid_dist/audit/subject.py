@@ -20,7 +20,7 @@ from rapid_dist.privacy.accounting import Epsilons, epsilons
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.privacy.mechanism import DpSgdConfig, Event, GaussianEvent
+from rapid_dist.privacy.mechanism import DpSgdConfig, Event, GaussianEvent, RetrievalConfig
 from rapid_dist.privacy.poisson import PoissonSampler, sampler_for
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.draws import DrawMaker
@@ -44,7 +44,7 @@ def say_nothing(figures: dict[str, float]) -> None:
 
 
 def open_keeper(
-    storage: Storage, dataset: str, mechanism: DpSgdConfig, budget: Budget
+    storage: Storage, dataset: str, mechanism: DpSgdConfig | RetrievalConfig, budget: Budget
 ) -> LedgerKeeper:
     """Returns the product's keeper on a ledger in ``storage``."""
     return LedgerKeeper(

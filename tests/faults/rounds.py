@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rapid_dist.audit.index_subject import IndexSubject, open_index_keeper
-from rapid_dist.audit.subject import RUN
+from rapid_dist.audit.index_subject import IndexSubject
+from rapid_dist.audit.subject import RUN, open_keeper
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, RetrievalConfig
@@ -98,7 +98,7 @@ def _unsynced(
     storage: Storage, dataset: str, mechanism: RetrievalConfig, budget: Budget
 ) -> LedgerKeeper:
     cached = LocalStorage(Path(storage.uri), sync=lambda descriptor: None)
-    return open_index_keeper(cached, dataset, mechanism, budget)
+    return open_keeper(cached, dataset, mechanism, budget)
 
 
 class _Remembering:
