@@ -26,7 +26,8 @@ class Report(Protocol):
     """Takes what a loop has to say; ``part`` names what in the loop has a count of its own.
 
     What it returns, if anything, is to be called when a checkpoint is written: the process, or its
-    machine, was told to leave.
+    machine, was told to leave. A report of nothing says that steps begin: from the first one on,
+    whoever is told to leave ends the one that he is at.
     """
 
     def __call__(self, figures: dict[str, float], part: str = "") -> Callable[[], None] | None: ...

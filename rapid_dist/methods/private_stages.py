@@ -245,6 +245,7 @@ class TrainTask:
             keeper=self.keeper,
             checkpoints=Checkpoints(out.child(f"{CHECKPOINTS}/train"), of=self.run),
             on_step=report,
+            on_begin=lambda: report({}),
             engine=self.engine,
         )
         if collective.rank == 0:

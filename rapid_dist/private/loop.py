@@ -66,6 +66,7 @@ def train_private(
     keeper: Keeper,
     checkpoints: Checkpoints,
     on_step: OnStep,
+    on_begin: Callable[[], object] = lambda: None,
     engine: ClippedSum = clipped_sum,
     step_type: type[PrivateStep] = PrivateStep,
     sampler_type: type[PoissonSampler] | None = None,
@@ -78,6 +79,9 @@ def train_private(
     the last one that it pays for is the last one, and the ledger says so. The last four arguments
     are there for the audit, which proves that it would notice a faulty part; nobody else gives
     them.
+
+    Args:
+      on_begin: called before the first charge: from here on whoever is to leave has a step to end.
 
     Raises:
       BudgetError: the budget does not pay for a single step.
@@ -131,6 +135,7 @@ def train_private(
         charge=lambda step: keeper.charge(step, attempt),
         engine=engine,
     )
+    on_begin()
     for step in range(first, end):
         flat = private_step.noised_gradient(denoiser, step)
         rate = min(1.0, (step + 1) / max(1, draws.config.warmup_steps))

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
+from rapid_dist.errors import LedgerError
 from rapid_dist.privacy.accounting import Epsilons
 from rapid_dist.privacy.keeper import Attempt, LedgerKeeper
 from rapid_dist.privacy.mechanism import GaussianEvent
@@ -91,5 +92,10 @@ def _asked(reference: Any, kind: type[T]) -> T:
         answer = ray.get(reference)
     except RayTaskError as error:
         raise error.cause from None  # Our own error, without Ray's page of traceback in its text.
+    except RayActorError:  # Final: no start of the workers brings it back.
+        raise LedgerError(
+            "The ledger's keeper beside the driver has ended, so nothing can be charged any more. "
+            "Look why at the driver's node, then run the same command again to go on."
+        ) from None
     assert isinstance(answer, kind)
     return answer

@@ -38,7 +38,8 @@ class ProcessWorkers:
         torch.set_num_threads(self._threads)
 
         def report(figures: dict[str, float], part: str = "") -> Callable[[], None] | None:
-            self._on_report(f"{name} {part}".rstrip(), figures)
+            if figures:
+                self._on_report(f"{name} {part}".rstrip(), figures)
             return None if part else self._notice.asked()
 
         with self._notice.heard():

@@ -272,7 +272,7 @@ class _Server:
 
     def _report(self, figures: dict[str, float], part: str = "") -> Callable[[], None] | None:
         """Posts a report, and waits for nothing: what the mailbox answers is read at the next."""
-        if self._collective.rank != 0:
+        if self._collective.rank != 0 or not figures:
             return None
         before, self._answer = self._answer, self._mailbox.post.remote(figures, part)
         if part:

@@ -87,17 +87,30 @@ def test_the_world_size_test_would_notice(fault) -> None:
     assert (alone - together).norm() > 0.1
 
 
+class _Crash(Exception):
+    pass
+
+
 def _train(
-    collective: Collective, denoiser: Denoiser, keeper: CountingKeeper, storage: MemoryStorage
+    collective: Collective,
+    denoiser: Denoiser,
+    keeper: CountingKeeper,
+    storage: MemoryStorage,
+    crash_at: int = 0,
+    **plan: Any,
 ) -> torch.Tensor:
+    def on_step(figures: dict[str, float]) -> None:
+        if figures["step"] == crash_at:
+            raise _Crash
+
     train_private(
         denoiser,
         draw_maker(checkpoint_every=2),
-        mechanism(),
+        mechanism(**plan),
         collective=collective,
         keeper=keeper,
         checkpoints=Checkpoints(storage),
-        on_step=lambda figures: None,
+        on_step=on_step,
     )
     return torch.cat([parameter.detach().flatten() for parameter in denoiser.parameters()])
 
@@ -107,6 +120,27 @@ def test_training_leaves_the_same_weights_on_every_rank_and_charges_each_step_on
     one, other = ThreadWorkers(2).run(lambda c: _train(c, tiny_denoiser(), keeper, storage))
     assert torch.equal(one, other)
     assert keeper.charged == [(1, step) for step in range(mechanism().steps)]
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_after_a_crash_another_number_of_workers_goes_on(after: int) -> None:
+    keeper, storage = CountingKeeper(), MemoryStorage()
+    with pytest.raises(_Crash):
+        ThreadWorkers(2).run(lambda c: _train(c, tiny_denoiser(), keeper, storage, crash_at=3))
+    found = ThreadWorkers(after).run(lambda c: _train(c, tiny_denoiser(seed=1), keeper, storage))
+    assert all(torch.equal(held, found[0]) for held in found)
+    steps = range(mechanism().steps)
+    assert keeper.charged == [(1, 0), (1, 1), (1, 2), *((2, step) for step in steps[2:])]
+
+
+def test_after_a_crash_another_batch_does_not_go_on_whatever_the_number_of_workers() -> None:
+    keeper, storage = CountingKeeper(), MemoryStorage()
+    with pytest.raises(_Crash):
+        ThreadWorkers(2).run(lambda c: _train(c, tiny_denoiser(), keeper, storage, crash_at=3))
+    with pytest.raises(CheckpointError, match=r"expected_batch=6\.0, the plan has 3\.0"):
+        ThreadWorkers(1).run(
+            lambda c: _train(c, tiny_denoiser(), keeper, storage, expected_batch=3.0)
+        )
 
 
 def _sized(sizes: set[int]) -> ClippedSum:

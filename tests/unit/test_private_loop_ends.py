@@ -113,3 +113,18 @@ def test_who_is_told_to_leave_has_a_checkpoint_first_and_repeats_nothing() -> No
         _train(keeper, storage, told_at=3)  # Not a step that is due.
     _train(keeper, storage)
     assert keeper.charged == [(1, 0), (1, 1), (1, 2), (2, 3), (2, 4), (2, 5)]
+
+
+def test_a_loop_says_that_it_begins_before_anything_is_charged_for_a_step() -> None:
+    keeper, begun = CountingKeeper(), []
+    train_private(
+        tiny_denoiser(),
+        draw_maker(),
+        mechanism(steps=2),
+        collective=SingleProcess(),
+        keeper=keeper,
+        checkpoints=Checkpoints(MemoryStorage()),
+        on_step=lambda figures: None,
+        on_begin=lambda: begun.append((keeper.attempt, len(keeper.charged))),
+    )
+    assert begun == [(1, 0)]

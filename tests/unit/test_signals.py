@@ -16,12 +16,14 @@ from rapid_dist.runtime.train_workers import ProcessWorkers
 class Loop:
     """A loop of three steps; in the second one SIGTERM comes."""
 
-    def __init__(self, heeds: bool = True, told_in: int = 2) -> None:
-        self.heeds, self.told_in = heeds, told_in
+    def __init__(self, heeds: bool = True, told_in: int = 2, says: bool = False) -> None:
+        self.heeds, self.told_in, self.says = heeds, told_in, says
         self.done: list[int] = []
         self.saved: list[int] = []
 
     def __call__(self, collective: Collective, report: Report) -> None:
+        if self.says:
+            report({})
         for step in (1, 2, 3):
             if step == self.told_in:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -35,8 +37,12 @@ class Loop:
 
 def _run(loop: Any) -> None:
     notice = Notice()
+
+    def on_report(name: str, figures: dict[str, float]) -> None:
+        assert figures["step"] <= figures["steps"]  # A report of nothing is handed to nobody.
+
     with stop_on_sigterm(notice):
-        workers = ProcessWorkers(threads=1, on_report=lambda *said: None, notice=notice)
+        workers = ProcessWorkers(threads=1, on_report=on_report, notice=notice)
         workers.run(loop, name="train", num_workers=1)
 
 
@@ -66,6 +72,13 @@ def test_before_the_first_step_a_notice_interrupts_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         _run(loop)
     assert loop.done == []
+
+
+def test_a_loop_that_says_when_it_begins_ends_its_first_step_as_well() -> None:
+    loop = Loop(told_in=1, says=True)
+    with pytest.raises(KeyboardInterrupt):
+        _run(loop)
+    assert (loop.done, loop.saved) == ([1], [1])
 
 
 def _wait_for_sigterm() -> None:
