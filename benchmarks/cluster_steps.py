@@ -26,8 +26,9 @@ from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent
 from rapid_dist.privacy.settings import Budget
-from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.keeper_client import keep_beside_driver
+from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.train_workers import RayWorkers
 
 

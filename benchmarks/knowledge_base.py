@@ -33,7 +33,8 @@ import knowledge_base_searching as searching
 import knowledge_base_step as stepping
 from common import RESULTS, table, write
 
-from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.cluster import session
+from rapid_dist.runtime.needs import Needs
 
 COLUMNS = ["figure", "value", "bar", "met", "detail"]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "operations.md"

@@ -10,8 +10,9 @@ import argparse
 import sys
 
 from rapid_dist.errors import RapidError
-from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.cluster_smoke import SUM_SEC, look
+from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.placement_roles import Role
 
 

@@ -70,7 +70,8 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     """One local cluster of 6 logical CPUs for all tests of this process."""
     from ray import cloudpickle
 
-    from rapid_dist.runtime.cluster import Needs, session
+    from rapid_dist.runtime.cluster import session
+    from rapid_dist.runtime.needs import Needs
 
     # By value, for a worker that imports `tests` may find somebody else's in site-packages.
     asking = [item for item in request.session.items if "ray" in item.keywords]

@@ -17,7 +17,7 @@ from rapid_dist.public.build import build_knowledge_base, knowledge_base_spec
 from rapid_dist.retrieval.features import ContrastExtractor
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
 from rapid_dist.retrieval.prior import TrajectoryPrior
-from rapid_dist.runtime.train_workers import ProcessWorkers
+from rapid_dist.runtime.process_workers import ProcessWorkers
 from rapid_dist.storage import LocalStorage, Storage
 
 TINY = [

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ray.autoscaler.sdk import request_resources
 
 from rapid_dist.environment import SETTLED
 from rapid_dist.errors import ConfigError
+from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.placement_roles import Phase, bundles, misfit, unsafe_driver
 from rapid_dist.runtime.ray_address import check_answers, require_closed
 from rapid_dist.runtime.same_versions import mismatch, versions_here, versions_of_nodes
@@ -47,15 +47,6 @@ PATIENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
 _SCALE_LOOK_SEC = 5.0
 _TOKEN_SETTINGS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = "~/.ray/auth_token"  # Where Ray itself looks for one.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a run asks of the cluster at its busiest moment."""
-
-    cpus: int
-    memory_gb: float = 0.0
-    gpus: int = 0
 
 
 def shortage(needs: Needs, resources: Mapping[str, float]) -> str | None:

@@ -8,8 +8,9 @@ import numpy as np
 import ray
 
 from rapid_dist.data.images import Int64Array, UInt8Array
-from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.drawing_workers import Drawing, DrawingWorker, chunks
+from rapid_dist.runtime.needs import Needs
 
 RESTARTS = 3  # Of one worker; its work is done again by whoever stands in for it.
 AHEAD = 2  # Chunks that a worker has before it: one in work, one to go on with.

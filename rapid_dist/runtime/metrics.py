@@ -2,7 +2,7 @@
 
 Nothing private (P9): of a private stage there is the step and the mean pace since the stage began,
 as its log has them, and epsilon, which is computed from the ledger alone. Answers to private
-queries are not timed. Gauges are made on first use, for Ray wants to be connected.
+queries are not timed.
 """
 
 import threading
@@ -12,14 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ray.util.metrics import Gauge, Histogram
-
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger
 
 LOOK_SEC = 15.0  # Between two looks at the ledger, at least.
 SHARE = 0.01  # Of one core that computing epsilon may take.
-SEARCH_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
 GAUGES = {
     "rapid_dist_step": "Steps of a stage that are done",
     "rapid_dist_steps": "Steps of a stage in all",
@@ -37,31 +34,6 @@ class Meter(Protocol):
     def set(self, name: str, value: float, tags: dict[str, str]) -> None: ...
 
     def observe(self, name: str, value: float, tags: dict[str, str]) -> None: ...
-
-
-class RayMeter:
-    """Ray's metrics of this process, tagged with the run they are of."""
-
-    def __init__(self, run: str) -> None:
-        self._run = run
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-
-    def set(self, name: str, value: float, tags: dict[str, str]) -> None:
-        if name not in self._gauges:
-            keys = ("run", *tags)
-            self._gauges[name] = Gauge(name, description=GAUGES[name], tag_keys=keys)
-        self._gauges[name].set(value, tags={"run": self._run, **tags})
-
-    def observe(self, name: str, value: float, tags: dict[str, str]) -> None:
-        if name not in self._histograms:
-            self._histograms[name] = Histogram(
-                name,
-                description="Seconds from asking to the answer of one piece of public queries",
-                boundaries=SEARCH_SECONDS,
-                tag_keys=("run", *tags),
-            )
-        self._histograms[name].observe(value, tags={"run": self._run, **tags})
 
 
 @dataclass(kw_only=True)

@@ -24,9 +24,8 @@ from rapid_dist.private.per_example import clipped_sum
 from rapid_dist.private.step import ClippedSum
 from rapid_dist.release.server import connect
 from rapid_dist.runtime import results
-from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend, needs
+from rapid_dist.runtime.backend import KeeperMaker, open_backend
 from rapid_dist.runtime.chosen import as_chosen, in_bundle, selection_of, trial_fault
-from rapid_dist.runtime.cluster import session
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.integrity import (
     is_made,
@@ -36,15 +35,15 @@ from rapid_dist.runtime.integrity import (
 )
 from rapid_dist.runtime.lineage import lineage_of
 from rapid_dist.runtime.lock import locked
-from rapid_dist.runtime.metrics import EpsilonWatch, Meter, RayMeter, StageMeter
+from rapid_dist.runtime.metrics import EpsilonWatch, Meter, StageMeter
 from rapid_dist.runtime.metrics_log import JsonProgress, wants_json
+from rapid_dist.runtime.needs import needs
 from rapid_dist.runtime.placement_roles import phases, placement_told
 from rapid_dist.runtime.progress import Progress, clock_time
 from rapid_dist.runtime.recording import record_internal, record_lineage, record_results
 from rapid_dist.runtime.room import searchers_beside
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 from rapid_dist.runtime.signals import Notice, stop_on_sigterm
-from rapid_dist.runtime.submit_metadata import note_in_job
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 from rapid_dist.runtime.tracking_place import internal_place, server_of, tracking_place
 from rapid_dist.runtime.unclaimed import finish_unclaimed
@@ -168,18 +167,9 @@ def _run(
     require_public_whole(prepared.stages, waiting, effective, public)
     place = tracking_place(server_of(recipe.tracking), prepared.places.out)
     with ExitStack() as open_things:
+        meter = None
         if recipe.runtime.backend == "ray":
-            runtime = recipe.runtime
-            beside = searchers_beside(prepared.settings, runtime, prepared.places.public)
-            open_things.enter_context(
-                session(
-                    needs(runtime, beside=beside),
-                    debug=runtime.debug,
-                    roles=phases(runtime, beside=beside),
-                    scale_minutes=runtime.scale_minutes,
-                )
-            )
-            note_in_job({"run": directory.run, "recipe_hash": recipe_hash(recipe)})
+            meter = _join_cluster(prepared, directory, open_things)
         logs = JsonProgress(directory.run) if wants_json() else Progress()
         progress = open_things.enter_context(progress or logs)
         notice = Notice()
@@ -192,8 +182,7 @@ def _run(
         )
         tracked.log_params({**to_tree(recipe), "plan": prepared.told_plan})
         observe = None
-        if recipe.runtime.backend == "ray":
-            meter = RayMeter(directory.run)
+        if meter is not None:
             observe = StageMeter(meter=meter).on_report
             if catalog.promise_of(prepared.settings) == "charged":
                 open_things.enter_context(_epsilon_watch(prepared, directory, meter))
@@ -232,6 +221,26 @@ def _run(
     # internal (P13).
     directory.write_json("summary.json", summary, private=True)
     return summary
+
+
+def _join_cluster(prepared: Prepared, directory: RunDirectory, open_things: ExitStack) -> Meter:
+    """Connects to a cluster, or starts one, for as long as the run lasts; returns its metrics."""
+    from rapid_dist.runtime.cluster import session
+    from rapid_dist.runtime.ray_meter import RayMeter
+    from rapid_dist.runtime.submit_metadata import note_in_job
+
+    runtime = prepared.recipe.runtime
+    beside = searchers_beside(prepared.settings, runtime, prepared.places.public)
+    open_things.enter_context(
+        session(
+            needs(runtime, beside=beside),
+            debug=runtime.debug,
+            roles=phases(runtime, beside=beside),
+            scale_minutes=runtime.scale_minutes,
+        )
+    )
+    note_in_job({"run": directory.run, "recipe_hash": recipe_hash(prepared.recipe)})
+    return RayMeter(directory.run)
 
 
 def _refuse_trial(prepared: Prepared, directory: RunDirectory) -> None:
@@ -292,8 +301,7 @@ def _context(
         plan=prepared.plan,
         unit=recipe.data.private.unit_id,
     )
-    kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
-    backend = kind(recipe.runtime, maker, figures.on_report, figures.note, notice)
+    backend = open_backend(recipe.runtime, maker, figures.on_report, figures.note, notice)
     open_things.callback(backend.close)
     return RunContext(
         settings=prepared.settings,

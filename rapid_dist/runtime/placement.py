@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import ray
-
 from rapid_dist.errors import ConfigError
 from rapid_dist.retrieval.manifest import Manifest
 
@@ -35,10 +33,14 @@ class ActorPlacement:
             options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
         return options
 
-    def require_room(self) -> None:
-        """Refuses an actor that no node of the running Ray could ever hold: Ray would wait."""
+    def require_room(self, nodes: list[dict[str, Any]]) -> None:
+        """Refuses an actor that no node could ever hold: Ray would wait.
+
+        Args:
+          nodes: as ``ray.nodes`` lists them.
+        """
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
-        lacking = lacks(wanted, self.labels, ray.nodes())  # type: ignore[no-untyped-call]
+        lacking = lacks(wanted, self.labels, nodes)
         if lacking:
             raise ConfigError(lacking)
 

@@ -37,10 +37,10 @@ from rapid_dist.privacy.selection import (
     price_selection,
 )
 from rapid_dist.recipe_files import parse_tree
-from rapid_dist.runtime.backend import needs
 from rapid_dist.runtime.chosen import hand_over, note_chosen, score_run
-from rapid_dist.runtime.cluster import Needs, cluster_resources, session
+from rapid_dist.runtime.cluster import cluster_resources, session
 from rapid_dist.runtime.lock import locked
+from rapid_dist.runtime.needs import Needs, needs
 from rapid_dist.runtime.progress import Progress
 from rapid_dist.runtime.room import searchers_beside
 from rapid_dist.runtime.run_directory import Places, places, require_writable, shaping

@@ -7,7 +7,7 @@ in one process or on the workers of Ray Train.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,10 +25,9 @@ from rapid_dist.privacy.mechanism import GaussianEvent, gaussian_event
 from rapid_dist.privacy.pld import pooled
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.runtime import results
-from rapid_dist.runtime.backend import KeeperMaker, ProcessBackend, RayBackend
+from rapid_dist.runtime.backend import KeeperMaker, open_backend, open_keeper
 from rapid_dist.runtime.chosen import score_run
 from rapid_dist.runtime.figures import Figures
-from rapid_dist.runtime.keeper_client import keep_beside_driver
 from rapid_dist.runtime.progress import Progress
 from rapid_dist.runtime.run_directory import RunDirectory
 from rapid_dist.storage import open_storage
@@ -146,8 +145,7 @@ def _open(
     progress = open_things.enter_context(Progress.silent() if job.quiet else Progress())
     figures = Figures(directory.storage, progress)
     maker = _maker(job, recipe, directory.run, job.charged)
-    kind = RayBackend if recipe.runtime.backend == "ray" else ProcessBackend
-    backend = kind(recipe.runtime, maker, figures.on_report, figures.note)
+    backend = open_backend(recipe.runtime, maker, figures.on_report, figures.note)
     open_things.callback(backend.close)
     context = RunContext(
         settings=method_settings(recipe),
@@ -188,6 +186,4 @@ def _score_keeper(job: TrialJob, directory: RunDirectory, event: GaussianEvent) 
     budget = Budget(epsilon=spent.reported, delta=job.charged.budget.delta)
     plan = PrivacyPlan(budget=budget, prior=event, dp_sgd=None, reserve_steps=0, epsilons=spent)
     maker = _maker(job, recipe, score_run(directory.run), plan)
-    on_ray = recipe.runtime.backend == "ray"
-    opened: Callable[[], Keeper] = (lambda: keep_beside_driver(maker)) if on_ray else maker
-    return opened()
+    return open_keeper(recipe.runtime, maker)

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 from rapid_dist.config import RuntimeConfig
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.methods.sweep_settings import SweepConfig
-from rapid_dist.runtime.backend import needs
+from rapid_dist.runtime.needs import needs
 from rapid_dist.runtime.sweep_book import Book
 from rapid_dist.runtime.sweep_trial import Rung, TrialJob, run_trial
 

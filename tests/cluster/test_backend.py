@@ -14,7 +14,7 @@ from rapid_dist.config import RuntimeConfig
 from rapid_dist.methods.context import Report
 from rapid_dist.public.build import ShardTask, plan_shards, write_manifest
 from rapid_dist.retrieval.manifest import Manifest
-from rapid_dist.runtime.backend import RayBackend
+from rapid_dist.runtime.ray_backend import RayBackend
 from rapid_dist.storage import LocalStorage
 from tests import knowledge
 from tests.knowledge import embedders, knowledge_base_spec, reference_images

@@ -16,7 +16,8 @@ from ray.exceptions import ActorDiedError
 from rapid_dist.collective import Collective
 from rapid_dist.errors import BudgetError, RapidError
 from rapid_dist.methods.context import Report
-from rapid_dist.runtime.train_workers import ProcessWorkers, RayWorkers
+from rapid_dist.runtime.process_workers import ProcessWorkers
+from rapid_dist.runtime.train_workers import RayWorkers
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 

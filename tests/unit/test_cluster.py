@@ -3,8 +3,8 @@
 import pytest
 
 from rapid_dist.config import RuntimeConfig
-from rapid_dist.runtime.backend import needs
-from rapid_dist.runtime.cluster import Needs, authentication, scaled, shortage
+from rapid_dist.runtime.cluster import authentication, scaled, shortage
+from rapid_dist.runtime.needs import Needs, needs
 from rapid_dist.runtime.placement_roles import phases
 from tests.fakes import FakeClock
 

@@ -13,7 +13,8 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.privacy.poisson import rank_slice
 from rapid_dist.private.per_example import clipped_sum, per_record_gradients
 from rapid_dist.private.settings import TrainConfig
-from rapid_dist.runtime.backend import device_on_cluster, needs
+from rapid_dist.runtime.needs import needs
+from rapid_dist.runtime.ray_backend import device_on_cluster
 from tests.models import draw_maker, mechanism, private_step, random_rows, tiny_denoiser
 
 CPU = torch.device("cpu")

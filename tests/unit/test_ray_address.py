@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from rapid_dist.errors import ConfigError
-from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.cluster import session
+from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.ray_address import TRIES, check_answers, is_own, require_closed
 
 

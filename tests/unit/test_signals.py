@@ -9,8 +9,8 @@ import pytest
 
 from rapid_dist.collective import Collective
 from rapid_dist.methods.context import Report
+from rapid_dist.runtime.process_workers import ProcessWorkers
 from rapid_dist.runtime.signals import Notice, stop_on_sigterm
-from rapid_dist.runtime.train_workers import ProcessWorkers
 
 
 class Loop:

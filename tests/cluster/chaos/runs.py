@@ -26,8 +26,8 @@ from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.loop import train_private
 from rapid_dist.runtime.lock import locked
+from rapid_dist.runtime.process_workers import ProcessWorkers
 from rapid_dist.runtime.signals import Notice, stop_on_sigterm
-from rapid_dist.runtime.train_workers import ProcessWorkers
 from rapid_dist.storage import open_storage
 from tests.models import draw_maker, mechanism, tiny_denoiser
 

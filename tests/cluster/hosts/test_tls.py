@@ -42,7 +42,8 @@ done
 # Joins as a run does, has a task done where there is a CPU, and says where that was.
 DRIVER = """
 import sys, ray
-from rapid_dist.runtime.cluster import Needs, session
+from rapid_dist.runtime.cluster import session
+from rapid_dist.runtime.needs import Needs
 with session(Needs(cpus=1)):
     where = ray.remote(num_cpus=1)(lambda word: (__import__("socket").gethostname(), word[::-1]))
     host, word = ray.get(where.remote(sys.argv[1]))
