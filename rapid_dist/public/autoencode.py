@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from rapid_dist.collective import Collective
 from rapid_dist.data.images import PublicImages, to_unit
@@ -21,11 +20,10 @@ from rapid_dist.diffusion.autoencoder import (
     open_vae,
     vae_shape,
 )
-from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
+from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.diffusion.compute import device_of
-from rapid_dist.diffusion.ema import Ema
 from rapid_dist.errors import ConfigError
-from rapid_dist.public.fit import OnStep, flat_gradient, step_generator
+from rapid_dist.public.fit import OnStep, fit
 
 _ROWS_AT_ONCE = 256  # Images between two sums of the statistics.
 
@@ -120,46 +118,24 @@ def train_autoencoder(
     checkpoints: Checkpoints | None,
     on_step: OnStep,
 ) -> None:
-    """Trains in place, where the autoencoder is, and leaves the EMA weights in it, frozen.
+    """Trains in place, where the autoencoder is; leaves the EMA weights, frozen; see ``fit``."""
+    vae, device = autoencoder.vae.requires_grad_(True), device_of(autoencoder)
 
-    Rank r's rows are a pure function of (seed, step, r), so a resumed run follows the unbroken
-    one. The learning rate rises for a twentieth of the steps and then falls linearly to zero.
-    """
-    vae, device, steps = autoencoder.vae.requires_grad_(True), device_of(autoencoder), config.steps
-    parameters: list[nn.Parameter] = list(vae.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    ema = Ema(parameters, config.ema_decay)
-    first = 0
-    found = checkpoints.latest() if checkpoints else None
-    if found is not None:
-        restore_training_state(found.tensors, parameters, ema.average, optimizer)
-        ema.updates = first = found.step
-    own_rows = max(1, config.batch_size // collective.world_size)
-    warmup = max(1, steps // 20)
-    for step in range(first, steps):
-        rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, rate)
-        generator = step_generator(seed, step, collective.rank)
-        chosen = torch.randint(len(images), (own_rows,), generator=generator)
+    def loss_of(generator: torch.Generator, count: int) -> torch.Tensor:
+        chosen = torch.randint(len(images), (count,), generator=generator)
         clean = to_unit(images.images[chosen.numpy()]).to(device)
-        noise = torch.randn(own_rows, *autoencoder.shape, generator=generator).to(device)
-        loss = reconstruction_loss(autoencoder, clean, noise, config.kl_weight)
-        mean_loss = flat_gradient(loss, parameters, collective)
-        optimizer.step()
-        ema.update()
-        done = step + 1
-        figures = {"step": done, "steps": steps, "rows": config.batch_size, "loss": mean_loss}
-        leave = on_step(dict(figures))
-        due = done % config.checkpoint_every == 0 or leave is not None
-        if checkpoints and due and done < steps and collective.rank == 0:
-            state = training_state(parameters, ema.average, optimizer)
-            checkpoints.save(done, state, {"figures": figures})
-        if leave is not None:
-            leave()
-    for parameter in parameters:
-        parameter.grad = None
-    ema.copy_to(parameters)
+        noise = torch.randn(count, *autoencoder.shape, generator=generator).to(device)
+        return reconstruction_loss(autoencoder, clean, noise, config.kl_weight)
+
+    fit(
+        list(vae.parameters()),
+        loss_of,
+        config,
+        seed=seed,
+        collective=collective,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
     vae.requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
-"""Data-parallel training of a denoiser on public rows.
+"""Data-parallel training on public rows: of a denoiser, and of what else is public.
 
-Used for pretraining and for the adaptation to the private classes; both only differ in where rows
-come from. No privacy here: what goes in is public, or is the output of a DP mechanism.
+Pretraining and the adaptation to the private classes only differ in where rows come from. No
+privacy here: what goes in is public, or is the output of a DP mechanism.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints, restore_training_state, training_state
@@ -18,6 +19,7 @@ from rapid_dist.diffusion.ema import Ema
 from rapid_dist.diffusion.loss import Rows, row_losses
 
 DrawRows = Callable[[torch.Generator, int], Rows]  # (randomness, number of rows) -> rows
+LossOf = Callable[[torch.Generator, int], torch.Tensor]  # The mean loss of so many drawn rows.
 # Takes the figures of a step. What it returns, if anything, is called when a checkpoint of that
 # step is written: this process, or its machine, was told to leave.
 OnStep = Callable[[dict[str, float]], Callable[[], None] | None]
@@ -48,13 +50,39 @@ def fit_denoiser(
     checkpoints: Checkpoints | None,
     on_step: OnStep,
 ) -> None:
-    """Trains in place, where the denoiser is, and leaves the EMA weights in it.
+    """Trains in place, where the denoiser is, and leaves the EMA weights in it; see ``fit``."""
+    device = device_of(denoiser)
+
+    def loss_of(generator: torch.Generator, count: int) -> torch.Tensor:
+        return row_losses(denoiser, draw_rows(generator, count).to(device)).mean()
+
+    fit(
+        [p for p in denoiser.parameters() if p.requires_grad],
+        loss_of,
+        config,
+        seed=seed,
+        collective=collective,
+        checkpoints=checkpoints,
+        on_step=on_step,
+    )
+
+
+def fit(
+    parameters: list[nn.Parameter],
+    loss_of: LossOf,
+    config: FitConfig,
+    *,
+    seed: int,
+    collective: Collective,
+    checkpoints: Checkpoints | None,
+    on_step: OnStep,
+) -> None:
+    """Trains parameters in place by Adam, and leaves their EMA in them.
 
     Rank r's rows are a pure function of (seed, step, r), so a resumed run follows the unbroken
     one. The learning rate rises for a twentieth of the steps and then falls linearly to zero.
     """
-    steps, batch_size, device = config.steps, config.batch_size, device_of(denoiser)
-    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    steps, batch_size = config.steps, config.batch_size
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     ema = Ema(parameters, config.ema_decay)
     first = 0
@@ -68,9 +96,7 @@ def fit_denoiser(
         rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * min(1.0, rate)
-        generator = step_generator(seed, step, collective.rank)
-        rows = draw_rows(generator, own_rows).to(device)
-        loss = row_losses(denoiser, rows).mean()
+        loss = loss_of(step_generator(seed, step, collective.rank), own_rows)
         mean_loss = flat_gradient(loss, parameters, collective)
         optimizer.step()
         ema.update()
@@ -113,7 +139,7 @@ def step_generator(seed: int, step: int, rank: int) -> torch.Generator:
 
 
 def flat_gradient(
-    loss: torch.Tensor, parameters: list[torch.nn.Parameter], collective: Collective
+    loss: torch.Tensor, parameters: list[nn.Parameter], collective: Collective
 ) -> float:
     """Sets every ``.grad`` to the mean over all workers and returns the mean loss.
 
