@@ -54,7 +54,7 @@ start() { # HOST POOL OPTIONS...
     $SSH "$host" "umask 077 && mkdir -p .ray && cat > .ray/auth_token && chmod 600 .ray/auth_token" < "$TOKEN"
     # The interface with the address that the others know: Gloo would guess by host name.
     $SSH "$host" "cd $HOME_THERE && export PATH=\$PWD/.venv/bin:\$PATH ${RAPID_ENV:-} RAY_AUTH_MODE=token \
-RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=120 \
+RAY_USAGE_STATS_ENABLED=0 RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9 RAY_JOB_STOP_WAIT_TIME_S=120 \
 RAY_health_check_failure_threshold=5 RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=4000 \
 GLOO_SOCKET_IFNAME=\$(ip -o -4 addr | awk '\$4 ~ /^$host\\//{print \$2; exit}') && \
 export NCCL_SOCKET_IFNAME=\$GLOO_SOCKET_IFNAME && \

@@ -34,12 +34,20 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # Train would move its workers to a folder it throws away.
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+NOWHERE = "http://127.0.0.1:9"  # Nobody listens there.
 # Of the process that starts a head. A host that is cut off answers nothing, so each of Ray's looks
 # takes its whole timeout: with its own settings 5 of 10 s, 3 s apart, and with these half a minute.
+# And where usage statistics are off, a head would report to Ray's makers that they are.
 HEAD_ENVIRONMENT = {
+    "RAY_USAGE_STATS_REPORT_URL": NOWHERE,
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "4000",
+}
+# A head also asks the metadata services of clouds in which of them it is. It asks by `requests`,
+# which takes a variable of such a name for the proxy of that one address.
+ASKS_NO_CLOUD = {
+    f"http://{host}_proxy": NOWHERE for host in ("169.254.169.254", "metadata.google.internal")
 }
 # On a cluster that is joined, a node that is lost may be replaced by a machine that has to start
 # first. Train waits a minute for it, three times, and then fails the stage.
@@ -117,8 +125,8 @@ def session(
                 raise ConfigError(refused) from None
         else:
             _prepare_environment(local=True)
-            # Short, for Ray's sockets live there (107 bytes), and ours alone: what Ray spills to
-            # disk may hold private images.
+            # Short, for Ray's sockets live there (107 bytes), and ours alone: Ray opens the folder
+            # that it is given to everybody (0777), so that is one below.
             folder = tempfile.mkdtemp(prefix="rd", dir="/tmp")
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             ray.init(
@@ -127,7 +135,7 @@ def session(
                 include_dashboard=False,
                 log_to_driver=debug,
                 logging_level=logging.WARNING,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/r",
             )
         undo.callback(ray.shutdown)
         joined = address not in ("", "local")
@@ -242,6 +250,8 @@ def authentication(environment: Mapping[str, str], *, local: bool) -> dict[str, 
 def _prepare_environment(*, local: bool) -> None:
     for name, value in (SETTLED | ENVIRONMENT | ({} if local else PATIENT)).items():
         os.environ.setdefault(name, value)
+    if local and os.environ["RAY_USAGE_STATS_ENABLED"] == "0":
+        os.environ.update(ASKS_NO_CLOUD)
     os.environ.update(authentication(os.environ, local=local))
     # `import ray` has read the environment already; Ray's own commands refresh it the same way.
     Config.initialize("")

@@ -43,6 +43,25 @@ time.sleep(3)
 """
 
 
+# Starts a cluster as a run does, and waits until its head has done what it does about statistics.
+HEAD = """
+import sys, time
+from pathlib import Path
+import ray
+from rapid_dist.runtime import cluster
+if sys.argv[1] == "loud":
+    cluster.ASKS_NO_CLOUD.clear()
+with cluster.session(cluster.Needs(cpus=1)):
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    for turn in range(3000):
+        told = [path.read_text(errors="replace") for path in logs.glob("dashboard*")]
+        if any("Usage reporting is disabled." in text for text in told):
+            sys.exit(0)
+        time.sleep(0.3)
+sys.exit("never told")
+"""
+
+
 @pytest.fixture(autouse=True)
 def needs_a_network() -> None:
     reason = why_not()
@@ -103,3 +122,14 @@ def test_telemetry_that_is_not_switched_off_would_be_caught(tmp_path: Path) -> N
     quiet = _python(TELEMETRY, tmp_path, str(tmp_path), MLFLOW_DISABLE_TELEMETRY="true")
     assert quiet.targets == ()
     assert [target for target in loud.targets if "mlflow" in target]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1800)
+def test_a_head_node_asks_no_cloud_where_it_is_though_ray_would(tmp_path: Path) -> None:
+    quiet = _python(HEAD, tmp_path, "quiet")
+    assert (quiet.code, quiet.targets) == (0, ()), quiet.stderr
+    loud = _python(HEAD, tmp_path, "loud")
+    assert loud.code == 0, loud.stderr
+    assert "tcp 169.254.169.254:80" in loud.targets

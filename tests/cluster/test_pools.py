@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -232,6 +233,15 @@ def test_private_queries_leave_nothing_in_rays_folder(tmp_path):
         told = markers.images[0].ravel().tolist()
         ray.get(pool._groups[0][0].__ray_call__.remote(lambda _: print(told, flush=True)))
         assert "pixels" in _traces(markers, since)  # An actor that printed a query is noticed.
+
+
+def test_nobody_else_can_enter_the_folder_in_which_ray_has_its_own():
+    node = ray._private.worker._global_node
+    assert node is not None
+    session = Path(node.get_session_dir_path())
+    modes = {up: stat.S_IMODE(up.stat().st_mode) for up in session.parents}
+    assert modes[session.parent] == 0o777  # Ray's doing, whatever it was before.
+    assert modes[session.parent.parent] == 0o700
 
 
 def test_a_private_answer_too_large_for_a_call_is_refused(alone):

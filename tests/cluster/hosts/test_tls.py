@@ -8,6 +8,7 @@ import contextlib
 import runpy
 import secrets
 import socket
+import struct
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PORT = 6379
 STORE_BYTES = str(80 * 2**20)
 WAIT_SEC = 1500.0
+_SOL_PACKET, _PACKET_ADD_MEMBERSHIP = 263, 1  # Of packet(7); Python does not name them.
 # On the head: Ray, and then drivers one after the other. They need its processes and its memory, so
 # they cannot come from another namespace.
 HEAD = """
@@ -68,6 +70,9 @@ class Reader:
     def __enter__(self) -> "Reader":
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self._socket.bind((self._switch, 0))
+        # Promiscuous, or a switch hands up only what is for this machine and for everybody.
+        everything = struct.pack("iHH8s", socket.if_nametoindex(self._switch), 1, 0, b"")
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, everything)
         self._socket.settimeout(0.2)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
