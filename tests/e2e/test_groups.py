@@ -16,6 +16,7 @@ PATIENTS = [
     "data.private.group_column=synthetic",
     "data.private.group_name=synthetic patient",
     "data.private.num_groups=300",
+    "privacy.expected_batch=100",
     "train.images_per_group=3",
     "train.multiplicity=2",
     "train.mode=surrogate",

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
 TINY = [
     "data.public.0.count=600", "network.widths=[16, 16]", "pretrain.steps=4", "contrast.steps=2",
-    "knowledge_base.clusters=20", "adapt.steps=2", "privacy.steps=4", "privacy.expected_batch=32",
+    "knowledge_base.clusters=20", "adapt.steps=2", "privacy.steps=4", "privacy.expected_batch=512",
     "sampling.count=40", "sampling.late_intervals=3", "sampling.early_intervals=2",
     "evaluation.classifiers.steps=5", "evaluation.classifiers.logistic_iterations=5",
     "evaluation.controls=false", "runtime.backend=process", "release.synthetic=12",
