@@ -8,7 +8,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +32,18 @@ def remove_leftovers(folder: str | Path, clock: Callable[[], float] = time.time)
         for name in files:
             if name.startswith(TEMPORARY) and _is_left(Path(directory, name), clock()):
                 Path(directory, name).unlink(missing_ok=True)
+
+
+@contextmanager
+def cleared(folders: Sequence[str | Path]) -> Iterator[None]:
+    """Removes what is left below folders before, and after: workers may have died meanwhile."""
+    try:
+        for folder in folders:
+            remove_leftovers(folder)
+        yield
+    finally:
+        for folder in folders:
+            remove_leftovers(folder)
 
 
 def _is_left(temporary: Path, now: float) -> bool:

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import tempfile
 import time
 from collections import defaultdict
@@ -26,6 +25,7 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.placement_roles import Phase, bundles, misfit, unsafe_driver
 from rapid_dist.runtime.ray_address import check_answers, require_closed
+from rapid_dist.runtime.raylet import raylet_watched, remove, started
 from rapid_dist.runtime.same_versions import mismatch, versions_here, versions_of_nodes
 
 ENVIRONMENT = {
@@ -128,16 +128,18 @@ def session(
             # Short, for Ray's sockets live there (107 bytes), and ours alone: Ray opens the folder
             # that it is given to everybody (0777), so that is one below.
             folder = tempfile.mkdtemp(prefix="rd", dir="/tmp")
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            ray.init(
-                address="local",
-                num_cpus=max(needs.cpus, os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=debug,
-                logging_level=logging.WARNING,
-                _temp_dir=f"{folder}/r",
-            )
+            undo.callback(remove, folder)
+            with started():
+                ray.init(
+                    address="local",
+                    num_cpus=max(needs.cpus, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    log_to_driver=debug,
+                    logging_level=logging.WARNING,
+                    _temp_dir=f"{folder}/r",
+                )
         undo.callback(ray.shutdown)
+        undo.enter_context(raylet_watched())
         joined = address not in ("", "local")
         if joined:
             alive = [str(node["NodeManagerAddress"]) for node in nodes() if node["Alive"]]

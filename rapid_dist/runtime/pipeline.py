@@ -11,7 +11,7 @@ from typing import Any
 from rapid_dist.config import Recipe, method_settings, recipe_hash, to_tree
 from rapid_dist.data.sources import check_disjoint, load_private
 from rapid_dist.errors import ConfigError
-from rapid_dist.leftovers import remove_leftovers
+from rapid_dist.leftovers import cleared
 from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
 from rapid_dist.methods.context import RunContext, Stage
 from rapid_dist.methods.evaluation_stage import require_features
@@ -138,10 +138,8 @@ def run(
         if command in (None, "evaluate"):
             require_features(prepared.settings)
     require_writable(prepared.places)
-    with locked(prepared.places.out):
-        for place in asdict(prepared.places).values():
-            if "://" not in place:
-                remove_leftovers(place)
+    here = [place for place in asdict(prepared.places).values() if "://" not in place]
+    with locked(prepared.places.out), cleared(here):
         return _run(prepared, command, progress, engine)
 
 

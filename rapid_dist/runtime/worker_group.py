@@ -135,7 +135,17 @@ class WorkerGroup:
         """Returns when every worker has done the task; hands on what they report."""
         given = ray.put(task)  # In a list below, or Ray would open it for the mailbox.
         self._is_idle = False
-        ray.get(self._mailbox.give.remote([given, self._run_name, name]))
+        try:
+            ray.get(self._mailbox.give.remote([given, self._run_name, name]))
+            self._follow(name, on_report)
+        except RayActorError as error:
+            raise RapidError(
+                f"Stage {name} failed: Ray's processes on the driver's node have ended, the "
+                "mailbox of its workers among them. Look why there, then run the same command "
+                "again to resume."
+            ) from error
+
+    def _follow(self, name: str, on_report: Callable[[dict[str, float], str], None]) -> None:
         leaves = Leave(self._notice, self._mailbox)
         while True:
             self._thread.join(POLL_SEC)

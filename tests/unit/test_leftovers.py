@@ -5,7 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rapid_dist.leftovers import LEFT_SEC, TEMPORARY, machine, remove_leftovers, temporary_name
+from rapid_dist.leftovers import (
+    LEFT_SEC,
+    TEMPORARY,
+    cleared,
+    machine,
+    remove_leftovers,
+    temporary_name,
+)
 
 KILLED = """
 import os, signal, sys
@@ -19,6 +26,13 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(TEMPORARY)
     remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_leaves_nothing_of_workers_that_were_killed_while_it_ran(tmp_path: Path) -> None:
+    with cleared([tmp_path]):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)])
+        assert len(list(tmp_path.iterdir())) == 1
     assert list(tmp_path.iterdir()) == []
 
 
