@@ -1,23 +1,27 @@
 """Kills and stops small private runs at every named moment, and says what became of them.
 
     python benchmarks/chaos.py
+    python benchmarks/chaos.py --process 0 --s3 0 --ray 0 --costs --add
 
 Every fault happens once, to a run of its own; then the same command is given until the run is
 done or has said in one line why not. What is held against the ledger is what the run's own
-processes did (tests/cluster/chaos/). Ctrl-C writes what was tried until then. With ``--costs``:
-what ledger and checkpoints cost of a step.
+processes did (tests/cluster/chaos/). Ctrl-C writes what was tried until then. With ``--lost``: how
+much later a run is for a worker that was killed; with ``--costs``, on a quiet machine: what ledger
+and checkpoints cost of a step. All of it goes into the file, and its tables into docs/results.md.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +31,11 @@ from typing import Any
 from output import RESULTS, table, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-COSTS_OF = {"digits": (1, 512), "mnist": (1, 1024)}  # K and batch, as in overhead.json.
+DOCUMENT = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
+PACED = "Ray, 2 workers, paced"
+FACTS = ("command", "machine", "versions")  # That write_json adds.
+LOST_INTERVAL_SEC = 18.0  # Between two checkpoints of a run whose workers are killed: digits' own.
 
 
 def own_tests() -> None:
@@ -39,8 +47,8 @@ def own_tests() -> None:
 
 def kill(options: argparse.Namespace, folder: Path, found: dict[str, list[Any]]) -> None:
     """Lets all faults happen, and puts their results into ``found``, by where they happened."""
-    from tests.cluster.chaos import killer, points
-    from tests.cluster.chaos.runs import SmallRun, warm
+    from tests.cluster.chaos import killer, on_ray, points
+    from tests.cluster.chaos.runs import EVERY, SmallRun, warm
 
     def say(where: str, result: Any) -> None:
         found.setdefault(where, []).append(result)
@@ -58,9 +66,8 @@ def kill(options: argparse.Namespace, folder: Path, found: dict[str, list[Any]])
     if options.process or options.s3:
         warm(SmallRun(folder="nowhere"))
         usual = _usual_seconds(place(0, "usual"))
-    signals = ("KILL", "STOP", "TERM")
     for number, fault in enumerate(
-        killer.faults_of(points.POINTS, signals, options.process, options.seed)
+        killer.faults_of(points.POINTS, tuple(options.signals), options.process, options.seed)
     ):
         own = place(number, "process")
         # Every fifth run has no reserve: it has to stop short where a step is repeated.
@@ -86,6 +93,15 @@ def kill(options: argparse.Namespace, folder: Path, found: dict[str, list[Any]])
                     nth=rng.randint(1, 6),
                 )
                 say("process, on S3", killer.overtake(fault, run, own))
+
+    for number in range(options.ray):
+        fault = on_ray.FAULTS[(options.first + number) % len(on_ray.FAULTS)]
+        say("Ray, 2 workers", on_ray.survive_on_ray(fault, place(number, "ray")))
+    for number in range(options.lost):  # At the end of each step between two checkpoints.
+        nth = EVERY + 1 + number % EVERY
+        fault = killer.Fault(target="worker", signal="KILL", moment="noise, then update", nth=nth)
+        pace = LOST_INTERVAL_SEC / EVERY
+        say(PACED, on_ray.survive_on_ray(fault, place(number, "lost"), pace_sec=pace))
 
 
 def _usual_seconds(folder: Path) -> float:
@@ -129,122 +145,47 @@ def _bucket() -> Iterator[str]:
         server.wait()
 
 
-def costs() -> list[dict[str, Any]]:
-    """Returns what a charge and a checkpoint cost, beside the step that they are of.
-
-    By the processor's clock, and the time that the disk takes to sync; the least of many, for other
-    work may run beside, and on the same disk. A charge is made beside the sum and waited for only
-    if it is slower: its whole time is the most that it can add. Steps are those of overhead.json,
-    of one worker of one thread.
-    """
-    import torch
-
-    from rapid_dist.config import load_recipe
-    from rapid_dist.diffusion.checkpoint import Checkpoints, training_state
-    from rapid_dist.diffusion.denoiser import Denoiser
-    from rapid_dist.privacy.ledger import Ledger
-    from rapid_dist.privacy.mechanism import DpSgdEvent
-    from rapid_dist.storage import LocalStorage
-
-    steps = {
-        (row["network"], row["K"], row["batch"]): row["step seconds"]
-        for row in json.loads((RESULTS / "overhead.json").read_text())["rows"]
-        if (row["workers"], row["threads"]) == (1, 1)
-    }
-    event = DpSgdEvent(sample_rate=0.1, noise_multiplier=1.0, steps=1)
-    found = []
-    for name, (draws, batch) in COSTS_OF.items():
-        recipe = load_recipe(name)
-        private, clock = recipe.data.private, _Cost()
-        denoiser = Denoiser(
-            recipe.network,
-            channels=private.channels,
-            size=private.size,
-            num_classes=private.num_classes,
-        )
-        parameters = list(denoiser.parameters())
-        optimizer = torch.optim.Adam(parameters, foreach=False)
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        state = training_state(parameters, [p.detach() for p in parameters], optimizer)
-        with tempfile.TemporaryDirectory() as folder:
-            disk = LocalStorage(Path(folder), sync=clock.sync)
-            ledger, store = Ledger.open(disk, "private"), Checkpoints(disk.child("checkpoints"))
-            attempt = ledger.begin_attempt("run")
-            charges: list[float] = []
-            saves: list[float] = []
-            for step in range(100):
-                with clock.into(charges):
-                    ledger.append("step", "run", attempt=attempt, step=step, event=event)
-            for step in range(9):
-                with clock.into(saves):
-                    store.save(step, state, {})
-        every, step_sec = recipe.train.checkpoint_every, steps[name, draws, batch]
-        found.append(
-            {
-                "recipe": name,
-                "step seconds": step_sec,
-                "charge seconds": min(charges),
-                "checkpoint seconds": min(saves),
-                "checkpoint every": every,
-                "share": (min(charges) + min(saves) / every) / step_sec,
-                "interval seconds": every * step_sec,
-            }
-        )
-    return found
-
-
-class _Cost:
-    """Adds up what this process works, and what it waits for the disk."""
-
-    def __init__(self) -> None:
-        self._waited = 0.0
-
-    def sync(self, descriptor: int) -> None:
-        worked, start = time.process_time(), time.perf_counter()
-        os.fsync(descriptor)
-        self._waited += time.perf_counter() - start - (time.process_time() - worked)
-
-    @contextmanager
-    def into(self, took: list[float]) -> Iterator[None]:
-        self._waited, worked = 0.0, time.process_time()
-        yield
-        took.append(time.process_time() - worked + self._waited)
-
-
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--process", type=int, default=180, help="faults of a plain process")
+    parser.add_argument("--signals", nargs="+", default=["KILL", "STOP", "TERM"], help="of those")
     parser.add_argument("--s3", type=int, default=20, help="of one whose run is in a bucket")
+    parser.add_argument("--ray", type=int, default=21, help="on Ray, a cluster each")
+    parser.add_argument("--first", type=int, default=0, help="place of the first one on Ray")
+    parser.add_argument("--lost", type=int, default=0, help="workers killed in a paced run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--costs", action="store_true", help="measure ledger and checkpoints too")
     parser.add_argument("--planted", action="store_true", help="try what has to be found as well")
     parser.add_argument("--add", action="store_true", help="add to what the file holds")
+    parser.add_argument("--document", action="store_true", help="tables from the file, no fault")
+    parser.add_argument("--merge", type=Path, help="add another file's faults to it, no new one")
     parser.add_argument("--out", type=Path, default=RESULTS / "chaos.json")
     return parser
 
 
-def report(options: argparse.Namespace) -> int:
-    own_tests()
+def tried(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """Returns what came of all that was asked for, and whether nothing of it is wrong."""
     from tests.cluster.chaos.planted import planted
-    from tests.cluster.chaos.report import added, figures_of, markdown, rows_of
+    from tests.cluster.chaos.report import figures_of, rows_of
 
+    is_well = True
     with tempfile.TemporaryDirectory(prefix="rapid-chaos-") as folder:
         results: dict[str, list[Any]] = {}
         try:
             kill(options, Path(folder), results)
         except KeyboardInterrupt:
             print("Stopped: what was tried until then is written.", flush=True)
+        except Exception:
+            traceback.print_exc()
+            is_well = False
         wrong = planted(Path(folder)) if options.planted else {}
-    rows = rows_of(results)
-    every = [result for group in results.values() for result in group]
-    figures = {
-        where: figures_of(rows_of({where: group}), group) for where, group in results.items()
+    found: dict[str, Any] = {
+        "rows": rows_of(results),
+        "figures": {name: figures_of(rows_of({name: of}), of) for name, of in results.items()},
+        "seeds": [options.seed] if results else [],
     }
-    found: dict[str, Any] = {"rows": rows, "figures": figures, "seeds": [options.seed]}
     if options.planted:
         found["planted"] = {
             name: {
@@ -254,16 +195,70 @@ def report(options: argparse.Namespace) -> int:
             for name, result in wrong.items()
         }
     if options.costs:
+        from safety_costs import costs
+
         found["costs"] = costs()
-        print(table(found["costs"], list(found["costs"][0])))
-    if options.add and options.out.is_file():
-        earlier = json.loads(options.out.read_text())
-        found = {**added(earlier, found), "seeds": [*earlier["seeds"], options.seed]}
-    write_json(options.out, found)
-    print(markdown(found["rows"]))
-    print(json.dumps(found["figures"], indent=2))
-    return int(any(not (one.survived or one.stopped) for one in every))
+    if options.lost:
+        found["paced"] = paced(results.get(PACED, []))
+    every = [result for group in results.values() for result in group]
+    return found, is_well and all(one.survived or one.stopped for one in every)
+
+
+def paced(results: list[Any]) -> list[dict[str, float]]:
+    """Returns of each worker that was killed what it has cost: steps, seconds, and of a step."""
+    return [
+        {
+            "repeated": result.finding.repeated,
+            "lost seconds": result.finding.lost_sec,
+            "step seconds": result.finding.step_sec,
+        }
+        for result in results
+        if result.finding.lost_sec is not None and result.finding.step_sec is not None
+    ]
+
+
+def report(options: argparse.Namespace) -> int:
+    own_tests()
+    from safety_costs import lost
+
+    from tests.cluster.chaos.report import added, by_signal, markdown
+
+    is_well = True
+    if options.document:
+        found = json.loads(options.out.read_text())
+    elif options.merge:
+        other = json.loads(options.merge.read_text())
+        told = {name: value for name, value in other.items() if name not in FACTS}
+        found = added(json.loads(options.out.read_text()), told)
+    else:
+        found, is_well = tried(options)
+        print(markdown(found["rows"]))
+        print(json.dumps(found["figures"], indent=2))
+        if options.add and options.out.is_file():
+            found = added(json.loads(options.out.read_text()), found)
+    intervals = {row["recipe"]: row["interval seconds"] for row in found.get("costs", [])}
+    if "paced" in found:
+        found["lost"] = lost(found["paced"], intervals)
+    if not options.document:
+        write_json(options.out, found)
+    tables = [markdown(by_signal(found["rows"]))]
+    for name in ("lost", "costs"):
+        if found.get(name):
+            tables.append(
+                table(found[name], list(dict.fromkeys(c for r in found[name] for c in r)))
+            )
+    print("\n\n".join(tables[1:]))
+    if options.out == RESULTS / "chaos.json":
+        DOCUMENT.write_text(in_document(DOCUMENT.read_text(), "\n\n".join(tables)))
+    return int(not is_well)
+
+
+def in_document(text: str, tables: str) -> str:
+    """Returns the document with its tables replaced."""
+    assert BEGIN in text
+    return re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n\n{tables}\n\n{END}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # In the background shells ignore it.
     sys.exit(report(arguments().parse_args()))

@@ -16,6 +16,7 @@ from tests.cluster.chaos.runs import STEPS, Finding, SmallRun, examine
 
 MOST_COMMANDS = 4  # Of one run: after a fault the second finishes it, or stops with one line.
 RANDOM = "a random moment"
+STARTS = "while workers start"  # On Ray.
 GIVE_UP_SEC = 600.0
 
 
@@ -24,7 +25,7 @@ class Fault:
     """One thing that goes wrong once in a run."""
 
     target: str  # driver, worker, keeper, raylet
-    signal: str  # KILL; STOP (and CONT a little later); TERM
+    signal: str  # KILL; STOP (and CONT a little later); HANG (STOP for ever); TERM
     moment: str  # One of POINTS, or RANDOM.
     nth: int = 1  # Time that the point is passed.
     share: float = 0.0  # Of the run's time, for RANDOM.

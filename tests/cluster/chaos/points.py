@@ -1,7 +1,7 @@
 """Named moments of a run, at which a process kills or stops itself, and a log of what it did.
 
 The product has no hooks for this. The seams between its parts are wrapped from outside, in the
-process that runs it, a fork of the killer's.
+process that runs it: in a fork of the killer's, or, on Ray, wherever ``bootstrap/`` is on the path.
 A log line is one write to a file that is only ever appended to, so nothing of it is lost by a kill.
 
     before the entry      the step is about to be charged; nothing of it is on the disk
@@ -26,11 +26,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+SETTING = "RAPID_CHAOS"  # The environment variable that tells a Ray process what to watch.
 POINTS = (
     "before the attempt",
     "after the attempt",
@@ -55,6 +56,9 @@ class Watch:
     nth: int = 1  # Time that the point is passed, counted in each process.
     number: int = signal.SIGKILL
     mark: str = ""  # Made by whoever falls: nobody else does.
+
+    def setting(self) -> str:
+        return json.dumps(asdict(self))
 
 
 def install(watch: Watch) -> None:
@@ -108,6 +112,7 @@ class _Watcher:
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
         self._passed = 0
+        self._now: dict[str, Any] = {}  # Attempt, step and rank of the step that is being made.
 
     def keeper(self, module: Any) -> None:
         charge = module.LedgerKeeper.charge
@@ -121,13 +126,12 @@ class _Watcher:
 
     def step(self, module: Any) -> None:
         noised_gradient, new_noise = module.PrivateStep.noised_gradient, module.new_noise
-        now: dict[str, Any] = {}
+        now = self._now
 
         def watched(own: Any, denoiser: Any, step: int) -> Any:
             now.update(attempt=own.attempt, step=step, rank=own.collective.rank)
             flat = noised_gradient(own, denoiser, step)
-            digest = hashlib.sha256(flat.detach().cpu().numpy().tobytes()).hexdigest()[:16]
-            self._log("update", **now, digest=digest)
+            self._log("update", **now, digest=_digest([flat]))
             self._pass("noise, then update")
             return flat
 
@@ -166,6 +170,9 @@ class _Watcher:
 
         def updated(own: Any) -> None:
             update(own)
+            if self._now:  # Not the average of a public loop.
+                weights = [*own.average, *own._live]
+                self._log("weights", **self._now, digest=_digest(weights))
             self._pass("update, then report")
 
         module.Ema.update = updated
@@ -237,6 +244,13 @@ class _Watcher:
             os.close(descriptor)
 
 
+def _digest(tensors: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class _Half(io.BytesIO):
     """A body of a request that ends its sender when half of it was read."""
 
@@ -249,3 +263,10 @@ class _Half(io.BytesIO):
         if self.tell() >= self._half:
             self._fall()
         return found
+
+
+def from_environment() -> None:
+    """Watches this process if the environment says so."""
+    setting = os.environ.get(SETTING, "")
+    if setting.startswith("{"):
+        install(Watch(**json.loads(setting)))

@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.cluster.chaos.killer import Result
+from tests.cluster.chaos.killer import RANDOM, STARTS, Result
+from tests.cluster.chaos.points import ON_S3, POINTS
 
 COLUMNS = (
     "where", "fault", "tried", "survived", "stopped in one line", "failed", "repeated",
@@ -55,7 +56,7 @@ def figures_of(rows: Sequence[dict[str, Any]], results: Sequence[Result]) -> dic
 
 
 def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Returns rows and figures of two goes together."""
+    """Returns rows and figures of two goes together; of all else the later one's."""
     rows = {(row["where"], row["fault"]): dict(row) for row in earlier["rows"]}
     for row in found["rows"]:
         kept = rows.setdefault((row["where"], row["fault"]), {})
@@ -70,7 +71,25 @@ def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
             else before.get(name, 0) + value
             for name, value in of_one.items()
         }
-    return {**earlier, **found, "rows": list(rows.values()), "figures": figures}
+    seeds = [*earlier.get("seeds", []), *found.get("seeds", [])]
+    together = {"rows": list(rows.values()), "figures": figures, "seeds": seeds}
+    return {**earlier, **found, **together}
+
+
+def by_signal(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows with all moments of one signal to one process added up."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        fault = next(
+            row["fault"].removesuffix(f", {moment}")
+            for moment in (*POINTS, *ON_S3, RANDOM, STARTS)
+            if row["fault"].endswith(f", {moment}")
+        )
+        kept = found.setdefault((row["where"], fault), {})
+        for name, value in row.items():
+            kept[name] = kept.get(name, 0) + value if isinstance(value, int) else value
+        kept["fault"] = fault
+    return sorted(found.values(), key=lambda row: (row["where"], row["fault"]))
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -5,10 +5,12 @@ around a network of one block and twelve images. A run that goes on is the same 
 """
 
 import json
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import typer
@@ -17,7 +19,7 @@ from rapid_dist.cli.main import main
 from rapid_dist.collective import Collective
 from rapid_dist.diffusion.checkpoint import Checkpoints
 from rapid_dist.errors import RapidError
-from rapid_dist.leftovers import TEMPORARY, remove_leftovers
+from rapid_dist.leftovers import TEMPORARY, cleared
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Report
 from rapid_dist.privacy.accounting import affordable_steps, epsilons
@@ -46,6 +48,7 @@ class SmallRun:
     train: Train = train_private  # A planted fault puts another loop here,
     keeper: type[LedgerKeeper] = LedgerKeeper  # or another keeper,
     ledger: str = "ledger"  # or another ledger.
+    pace_sec: float = 0.0  # That every step takes longer: as long as one of a larger network.
 
     @property
     def out(self) -> str:
@@ -72,7 +75,7 @@ class SmallRun:
         )
 
     def task(self, keeper: Any) -> "SmallTask":
-        return SmallTask(out=self.out, keeper=keeper, train=self.train)
+        return SmallTask(out=self.out, keeper=keeper, train=self.train, pace_sec=self.pace_sec)
 
     def command(self) -> int:
         """Runs it in this process, as the command line does; returns the exit code."""
@@ -92,10 +95,8 @@ def as_command(run: SmallRun, train: Callable[[], None]) -> int:
 
     @app.command()
     def command() -> None:
-        with locked(run.out):
-            for place in (run.out, run.ledger_uri):
-                if "://" not in place:
-                    remove_leftovers(place)
+        here = [place for place in (run.out, run.ledger_uri) if "://" not in place]
+        with locked(run.out), cleared(here):
             if not artifacts.is_done(open_storage(run.out).child("private")):
                 train()
 
@@ -109,9 +110,15 @@ class SmallTask:
     out: str
     keeper: Any
     train: Train = train_private
+    pace_sec: float = 0.0
 
     def __call__(self, collective: Collective, report: Report) -> None:
         out, denoiser = open_storage(self.out), tiny_denoiser()
+
+        def on_step(figures: dict[str, float]) -> Callable[[], None] | None:
+            time.sleep(self.pace_sec)
+            return report(figures)
+
         self.train(
             denoiser,
             draw_maker(checkpoint_every=EVERY),
@@ -119,7 +126,8 @@ class SmallTask:
             collective=collective,
             keeper=self.keeper,
             checkpoints=Checkpoints(out.child("checkpoints/train"), of=RUN),
-            on_step=report,
+            on_step=on_step,
+            on_begin=lambda: report({}),
         )
         if collective.rank == 0:
             artifacts.put_denoiser(out.child("private"), denoiser, of=RUN)
@@ -146,16 +154,49 @@ class Finding:
     repeated: int  # Charged beyond the steps that the result is made of.
     under_counted: int  # Noised updates without an entry of their own.
     finished: bool
-    restart_sec: float | None = None  # From a fall to the next step that was begun.
+    restart_sec: float | None = None  # From a fall to the first step of a later attempt.
+    lost_sec: float | None = None  # By a fall: until the run was again where it had been.
+    step_sec: float | None = None  # A step, where nobody fell.
 
 
 @dataclass(kw_only=True)
 class _Log:
-    fell: float | None = None  # When somebody did.
-    restart_sec: float | None = None
+    fell: float | None = None  # When somebody did,
+    fell_in: int = 0  # and in which attempt.
+    begun_steps: list[tuple[float, int]] = field(default_factory=list)  # (time, attempt).
+    updated: list[tuple[float, int, int]] = field(default_factory=list)  # (time, attempt, step).
     begun: dict[int, int] = field(default_factory=dict)  # Attempt: the step that it begins with.
     noised: Counter[tuple[int, int]] = field(default_factory=Counter)  # (attempt, step), rank 0.
-    digests: dict[tuple[int, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    digests: dict[tuple[str, int, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    @property
+    def step_sec(self) -> float | None:
+        """Returns the median time from one update of an attempt to the next."""
+        pairs = zip(self.updated, self.updated[1:], strict=False)
+        took = [b[0] - a[0] for a, b in pairs if a[1] == b[1] and b[2] == a[2] + 1]
+        return median(took) if took else None
+
+    @property
+    def restart_sec(self) -> float | None:
+        """Returns the time from a fall to the first step that a later attempt began."""
+        after = [at for at, attempt in self.begun_steps if attempt > self.fell_in]
+        return after[0] - self.fell if self.fell is not None and after else None
+
+    @property
+    def lost_sec(self) -> float | None:
+        """Returns how much later than without a fall the run was at a step that it has made since.
+
+        That is from its attempt's last update to the first one of a later attempt that is as far,
+        less the steps by which that is further.
+        """
+        before = [one for one in self.updated if one[1] <= self.fell_in]
+        if self.fell is None or not before or self.step_sec is None:
+            return None
+        last, _, reached = before[-1]
+        after = [one for one in self.updated if one[1] > self.fell_in and one[2] >= reached]
+        if not after:
+            return None
+        return max(0.0, after[0][0] - last - (after[0][2] - reached) * self.step_sec)
 
 
 def examine(run: SmallRun, log: Path, *, every: int = EVERY) -> Finding:
@@ -182,7 +223,7 @@ def examine(run: SmallRun, log: Path, *, every: int = EVERY) -> Finding:
     faults += _files(run)
     apart = [one for one, digests in seen.digests.items() if len(digests) > 1]
     if apart:
-        faults.append(f"ranks have different updates (attempt, step): {apart}")
+        faults.append(f"ranks differ in what they hold (what, attempt, step): {apart}")
     return Finding(
         faults=tuple(faults),
         charged=len(entries),
@@ -191,6 +232,8 @@ def examine(run: SmallRun, log: Path, *, every: int = EVERY) -> Finding:
         under_counted=sum(lacking.values()),
         finished=finished,
         restart_sec=seen.restart_sec,
+        lost_sec=seen.lost_sec,
+        step_sec=seen.step_sec,
     )
 
 
@@ -208,12 +251,13 @@ def _read(log: Path) -> _Log:
             found.begun[entry["attempt"]] = entry["first"]
         elif entry["kind"] == "noise" and entry["rank"] == 0:
             found.noised[at] += 1
-            if found.fell is not None and found.restart_sec is None:
-                found.restart_sec = entry["time"] - found.fell
+            found.begun_steps.append((entry["time"], entry["attempt"]))
         elif entry["kind"] == "fall":
-            found.fell = entry["time"]
-        elif entry["kind"] == "update":
-            found.digests[at].add(entry["digest"])
+            found.fell, found.fell_in = entry["time"], max(found.begun, default=0)
+        elif entry["kind"] in ("update", "weights"):
+            found.digests[entry["kind"], *at].add(entry["digest"])
+            if entry["kind"] == "update" and entry["rank"] == 0:
+                found.updated.append((entry["time"], *at))
     return found
 
 

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.cluster.chaos.points import POINTS
-from tests.cluster.chaos.report import added
-from tests.cluster.chaos.runs import STEPS, SmallRun, examine
+from tests.cluster.chaos.report import added, by_signal
+from tests.cluster.chaos.runs import EVERY, STEPS, SmallRun, examine
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,7 +52,7 @@ def _asserted(found: dict[str, Any], tried: int) -> None:
 def dozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A dozen faults in a row, and after them the two planted ones."""
     out = tmp_path_factory.mktemp("chaos") / "chaos.json"
-    return _killed(out, "--process", "12", "--s3", "0", "--seed", "3", "--planted")
+    return _killed(out, "--process", "12", "--s3", "0", "--ray", "0", "--seed", "3", "--planted")
 
 
 def test_a_dozen_faults_cost_no_run_and_no_step_is_under_counted(dozen: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ def test_ranks_that_have_other_updates_are_noticed(tmp_path: Path) -> None:
     ]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     (fault,) = examine(SmallRun(folder=str(tmp_path)), log).faults
-    assert "ranks have different updates (attempt, step): [(1, 2)]" in fault
+    assert "ranks differ in what they hold (what, attempt, step): [('update', 1, 2)]" in fault
 
 
 def test_an_attempt_that_begins_past_what_was_paid_for_is_noticed(tmp_path: Path) -> None:
@@ -121,8 +121,48 @@ def test_two_goes_of_the_killer_add_up() -> None:
     assert found["figures"] == {"process": {"made": 7, "longest": 1.5}, "Ray": {"made": 1}}
 
 
+def test_the_moments_of_one_signal_to_one_process_are_one_row_of_the_document() -> None:
+    counts = {"tried": 1, "failed": 0}
+    rows = [
+        {"where": "process", "fault": f"KILL of the driver, {moment}", **counts}
+        for moment in ("entry, then noise", "in the entry", "a random moment")
+    ]
+    rows.append({"where": "process", "fault": "STOP of the driver, in the entry", **counts})
+    assert [(row["fault"], row["tried"]) for row in by_signal(rows)] == [
+        ("KILL of the driver", 3),
+        ("STOP of the driver", 1),
+    ]
+
+
+def test_time_lost_by_a_fall_is_until_the_run_is_again_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    first = [(0, 1, 0), (2, 1, 1), (4, 1, 2), (6, 1, 3), (8, 1, 4)]  # (time, attempt, step)
+    again = [(30, 2, EVERY), (32, 2, 4), (34, 2, 5)]
+    lines = [
+        {"kind": "update", "time": at, "attempt": attempt, "step": step, "rank": 0, "digest": "a"}
+        for at, attempt, step in (*first, *again)
+    ]
+    begins = [
+        {"kind": "begin", "time": at, "attempt": attempt, "first": step, "rank": 0}
+        for at, attempt, step in (first[0], again[0])
+    ]
+    lines.insert(len(first), {"kind": "fall", "time": 9})
+    lines = [begins[0], *lines, begins[1]]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    finding = examine(SmallRun(folder=str(tmp_path)), log)
+    assert (finding.step_sec, finding.lost_sec) == (2, 32 - 8)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_two_hundred_faults_cost_no_run_and_no_step_is_under_counted(tmp_path: Path) -> None:
-    found = _killed(tmp_path / "chaos.json", "--process", "180", "--s3", "20")
+    found = _killed(tmp_path / "chaos.json", "--process", "180", "--s3", "20", "--ray", "0")
     _asserted(found, tried=195)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_faults_of_every_process_of_a_cluster_cost_no_run(tmp_path: Path) -> None:
+    found = _killed(tmp_path / "chaos.json", "--process", "0", "--s3", "0")
+    _asserted(found, tried=19)
