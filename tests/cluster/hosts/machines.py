@@ -21,6 +21,12 @@ RELAY = Path(__file__).with_name("relay.py")
 PORT, JOBS_PORT = 6379, 8265
 JOBS = f"http://127.0.0.1:{JOBS_PORT}"
 STORE_BYTES = str(80 * 2**20)  # The least that Ray takes.
+# Chosen here: otherwise the raylet waits 15 s for its agents to say which they have taken, and then
+# gives up. Starved of CPU they take longer.
+AGENT_PORTS = (
+    *("--dashboard-agent-grpc-port", "8266", "--dashboard-agent-listen-port", "8267"),
+    *("--metrics-export-port", "8268", "--runtime-env-agent-port", "8269"),
+)
 START_SEC = 1800.0
 _LIST = f"""
 import json, sys
@@ -77,7 +83,7 @@ class Machines:
                 *("ray", "start", "--head", "--block", "--node-ip-address", self.head.address),
                 *("--port", str(PORT), "--dashboard-host", "127.0.0.1"),
                 *("--dashboard-port", str(JOBS_PORT), "--num-cpus", "0", "--temp-dir"),
-                *(str(self.head.shared), "--object-store-memory", STORE_BYTES),
+                *(str(self.head.shared), "--object-store-memory", STORE_BYTES, *AGENT_PORTS),
             ],
             "ray.log",
             HEAD_ENVIRONMENT,
@@ -91,7 +97,7 @@ class Machines:
             [
                 *("ray", "start", "--block", "--address", f"{self.head.address}:{PORT}"),
                 *("--node-ip-address", host.address, "--num-cpus", str(cpus)),
-                *("--labels", labels, "--object-store-memory", STORE_BYTES),
+                *("--labels", labels, "--object-store-memory", STORE_BYTES, *AGENT_PORTS),
             ],
             "ray.log",
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from rapid_dist.runtime.cluster import ENVIRONMENT
-from tests.cluster.hosts.machines import await_started
+from tests.cluster.hosts.machines import AGENT_PORTS, await_started
 from tests.cluster.hosts.network import Host, Network, network, why_not
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -115,7 +115,7 @@ def _start_head(net: Network, environment: Mapping[str, str], cpus: int = 0) -> 
         [
             *("sh", "-c", HEAD, "sh", "ray", "start", "--head", "--include-dashboard=false"),
             *("--num-cpus", str(cpus), "--node-ip-address", head.address, "--port", str(PORT)),
-            *("--temp-dir", str(head.shared), "--object-store-memory", STORE_BYTES),
+            *("--temp-dir", str(head.shared), "--object-store-memory", STORE_BYTES, *AGENT_PORTS),
         ],
         "ray.log",
     )
@@ -134,6 +134,7 @@ def _cluster(net: Network, folder: Path | None) -> tuple[Host, str]:
         [
             *("ray", "start", "--block", "--address", f"{head.address}:{PORT}", "--num-cpus", "1"),
             *("--node-ip-address", worker.address, "--object-store-memory", STORE_BYTES),
+            *AGENT_PORTS,
         ],
         "ray.log",
     )
