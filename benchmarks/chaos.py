@@ -219,7 +219,7 @@ def paced(results: list[Any]) -> list[dict[str, float]]:
 
 def report(options: argparse.Namespace) -> int:
     own_tests()
-    from safety_costs import lost
+    from safety_costs import lost, usual_intervals
 
     from tests.cluster.chaos.report import added, by_signal, markdown
 
@@ -238,7 +238,7 @@ def report(options: argparse.Namespace) -> int:
             found = added(json.loads(options.out.read_text()), found)
     intervals = {row["recipe"]: row["interval seconds"] for row in found.get("costs", [])}
     if "paced" in found:
-        found["lost"] = lost(found["paced"], intervals)
+        found["lost"] = lost(found["paced"], intervals or usual_intervals())
     if not options.document:
         write_json(options.out, found)
     tables = [markdown(by_signal(found["rows"]))]

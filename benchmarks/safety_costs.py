@@ -3,6 +3,7 @@
 Called by chaos.py, which writes what is found to its file and into the document.
 """
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from networks import networks
+from output import RESULTS
 from step_parts import Setting, run_worker
 
 from rapid_dist.collective import SingleProcess
@@ -101,6 +103,19 @@ def _saves(name: str, folder: Path) -> list[float]:
         checkpoints.save(step, state, {})
         took.append(time.perf_counter() - start)
     return took[2:]  # From the third on, each removes an older one.
+
+
+def usual_intervals() -> dict[str, float]:
+    """Returns seconds between two checkpoints of recipes, by the steps of overhead.json."""
+    rows = json.loads((RESULTS / "overhead.json").read_text())["rows"]
+    found = {}
+    for name in STEPS:
+        recipe = load_recipe(name)
+        wanted = (name, recipe.train.multiplicity, recipe.privacy.expected_batch, 1, 1)
+        for row in rows:
+            if wanted == tuple(row[c] for c in ("network", "K", "batch", "workers", "threads")):
+                found[name] = recipe.train.checkpoint_every * row["step seconds"]
+    return found
 
 
 def lost(paced: list[dict[str, float]], intervals: dict[str, float]) -> list[dict[str, Any]]:
