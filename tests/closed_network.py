@@ -2,7 +2,8 @@
 
 A process runs in a network namespace of its own, whose only cable ends in nothing. It has an
 address, a default route and a name server, so that whoever wants out gets as far as the cable: any
-process, by any library, in any language. What is sent to itself does not pass there.
+process, by any library, in any language. What is sent to itself does not pass there, and its own
+address and name are in its table of hosts, as every machine's are: nobody has to ask for them.
 
     python closed_network.py FOUND.json COMMAND...      # inside; `closed` below begins it
 
@@ -25,6 +26,8 @@ _SETUP = f"""
 set -e
 echo "nameserver {NAME_SERVER}" > "$CLOSED_RESOLV"
 mount --bind "$CLOSED_RESOLV" /etc/resolv.conf
+printf "127.0.0.1 localhost\\n{ADDRESS} $(hostname)\\n" > "$CLOSED_HOSTS"
+mount --bind "$CLOSED_HOSTS" /etc/hosts
 ip link set lo up
 ip link add out type veth peer name nowhere
 for one in /proc/sys/net/ipv6/conf/*/disable_ipv6; do echo 1 > $one || true; done
@@ -67,8 +70,9 @@ def closed(
     Args:
       environment: beside this process's; what is empty there is taken away.
     """
-    found, resolv = folder / "targets.json", folder / "resolv.conf"
-    own = {**os.environ, **(environment or {}), "CLOSED_RESOLV": str(resolv)}
+    found, resolv, hosts = (folder / name for name in ("targets.json", "resolv.conf", "hosts"))
+    told = {"CLOSED_RESOLV": str(resolv), "CLOSED_HOSTS": str(hosts)}
+    own = {**os.environ, **(environment or {}), **told}
     done = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
          "sh", "-c", _SETUP, "sh", sys.executable, __file__, str(found), *words],

@@ -92,6 +92,7 @@ import socket
 with socket.create_server(("10.255.255.1", 5000)) as server:
     socket.create_connection(("10.255.255.1", 5000)).close()
     socket.create_connection(("10.255.255.1", 5000)).close()
+socket.gethostbyaddr("10.255.255.1")  # As torch does, to print names of those that it talks to.
 """
     found = _python(code, tmp_path)
     assert (found.code, found.targets) == (0, ())
