@@ -25,7 +25,7 @@ from rapid_dist.errors import ConfigError
 from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.placement_roles import Phase, bundles, misfit, unsafe_driver
 from rapid_dist.runtime.ray_address import check_answers, require_closed
-from rapid_dist.runtime.raylet import raylet_watched, remove, started
+from rapid_dist.runtime.raylet import disconnect, raylet_watched, remove, started
 from rapid_dist.runtime.same_versions import mismatch, versions_here, versions_of_nodes
 
 ENVIRONMENT = {
@@ -138,7 +138,7 @@ def session(
                     logging_level=logging.WARNING,
                     _temp_dir=f"{folder}/r",
                 )
-        undo.callback(ray.shutdown)
+        undo.callback(disconnect)
         undo.enter_context(raylet_watched())
         joined = address not in ("", "local")
         if joined:

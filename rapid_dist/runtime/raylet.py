@@ -35,6 +35,20 @@ def started() -> Iterator[None]:
         ) from error
 
 
+def disconnect() -> None:
+    """Leaves the cluster, and ends it if it was started here.
+
+    Where its raylet has ended, disconnecting from that would end this process at once. So the rest
+    of the cluster is ended, and forgotten, before anything is said.
+    """
+    node = ray._private.worker._global_node
+    if node is None or not _has_ended(_raylets()):
+        ray.shutdown()
+        return
+    node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    ray._private.worker._global_node = None
+
+
 def remove(folder: str) -> None:
     """Removes the folder of a cluster that was started here; its last workers may still write."""
     for _ in range(_TRIES):
@@ -51,8 +65,7 @@ def raylet_watched() -> Iterator[None]:
     Raises:
       RapidError: it has. The whole cluster has ended with it, the ledger's keeper too.
     """
-    node = ray._private.worker._global_node
-    raylets: list[Any] = [] if node is None else node.all_processes.get("raylet", [])
+    raylets = _raylets()
     if not raylets or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -60,7 +73,7 @@ def raylet_watched() -> Iterator[None]:
 
     def watch() -> None:
         while not is_over.wait(LOOK_SEC):
-            if any(raylet.process.poll() is not None for raylet in raylets):
+            if _has_ended(raylets):
                 has_ended.set()
                 _thread.interrupt_main()
                 return
@@ -77,3 +90,14 @@ def raylet_watched() -> Iterator[None]:
         ) from None
     finally:
         is_over.set()
+
+
+def _raylets() -> list[Any]:
+    """Those of the cluster that was started here, if one was."""
+    node = ray._private.worker._global_node
+    found: list[Any] = [] if node is None else node.all_processes.get("raylet", [])
+    return found
+
+
+def _has_ended(raylets: list[Any]) -> bool:
+    return any(raylet.process.poll() is not None for raylet in raylets)

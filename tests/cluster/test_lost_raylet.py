@@ -13,17 +13,22 @@ SCRIPT = """
 import os
 import signal
 import sys
+import time
 import typer
 from rapid_dist.cli.main import main
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
 class LosesTheRaylet:
+    def __init__(self, by):
+        self.by = by
+
     def __call__(self, collective, report):
-        os.kill(os.getppid(), signal.SIGKILL)  # Which has started this worker.
-        collective.barrier()
+        if self.by == "worker":
+            os.kill(os.getppid(), signal.SIGKILL)  # Which has started this worker.
         while True:
-            signal.pause()
+            report({"step": 1, "steps": 2})
+            time.sleep(0.2)
 
 @app.command()
 def command():
@@ -34,8 +39,9 @@ def command():
 
     with session(Needs(cpus=1)):
         print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
-        workers = RayWorkers(threads=1, max_failures=0, on_report=print)
-        workers.run(LosesTheRaylet(), name="train", num_workers=1)
+        raylet = ray._private.worker._global_node.all_processes["raylet"][0].process
+        workers = RayWorkers(threads=1, max_failures=0, on_report=lambda *said: raylet.kill())
+        workers.run(LosesTheRaylet(sys.argv[1]), name="train", num_workers=1)
 
 sys.exit(main([], app=app))
 """
@@ -43,14 +49,17 @@ sys.exit(main([], app=app))
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "by", ["worker", "driver"]
+)  # In the latter's case workers live on a while.
 def test_the_end_of_the_raylet_beside_the_driver_is_one_line_and_leaves_no_folder(
-    tmp_path: Path,
+    tmp_path: Path, by: str
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "RAY_raylet_start_wait_time_s": "240"}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+        [sys.executable, str(script), by], env=environment, capture_output=True, text=True
     )
     own = [line for line in done.stderr.splitlines() if line.startswith("rapid-dist: ")]
     assert done.returncode == 1, done.stderr
