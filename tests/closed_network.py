@@ -3,7 +3,7 @@
 A process runs in a network namespace of its own, whose only cable ends in nothing. It has an
 address, a default route and a name server, so that whoever wants out gets as far as the cable: any
 process, by any library, in any language. What is sent to itself does not pass there, and its own
-address and name are in its table of hosts, as every machine's are: nobody has to ask for them.
+address and name are in its table of hosts, as every machine's are.
 
     python closed_network.py FOUND.json COMMAND...      # inside; `closed` below begins it
 
