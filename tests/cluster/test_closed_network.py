@@ -114,7 +114,7 @@ def test_a_whole_run_sends_nothing_to_anybody(backend: str, tmp_path: Path) -> N
     found = _run(backend, tmp_path)
     assert found.code == 0, found.stderr
     assert (tmp_path / "runs" / "digits" / "summary.json").exists()
-    # Torch asks for the names of the nodes whose workers meet, by IPv6, which no table of hosts has.
+    # Torch asks for the names of nodes whose workers meet, and does not look into /etc/hosts.
     own_name = {"udp 10.255.255.3:53 1.255.255.10.in-addr.arpa"}
     assert set(found.targets) <= (own_name if backend == "ray" else set())
 
