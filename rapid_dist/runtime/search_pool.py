@@ -25,7 +25,6 @@ from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.manifest import Manifest
 from rapid_dist.retrieval.merge import merge_neighbors
 from rapid_dist.retrieval.searcher import ShardImages, ShardSearcher
-from rapid_dist.runtime.cluster import nodes
 from rapid_dist.runtime.placement import ActorPlacement
 from rapid_dist.storage import open_storage
 
@@ -115,7 +114,7 @@ class SearchPool:
         self.manifest = Manifest.read(open_storage(storage_uri))
         self.private = private
         place = place or ActorPlacement(num_cpus=0.5)
-        place.require_room(nodes())
+        place.require_room(ray.nodes())  # type: ignore[no-untyped-call]
         num_shards = len(self.manifest.shards)
         num_actors = min(num_actors, num_shards)
         options = place.options() | {"max_restarts": max_restarts, "max_task_retries": max_restarts}

@@ -21,7 +21,6 @@ from ray.exceptions import RayActorError, RayTaskError
 from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.public.build import ShardPlan
 from rapid_dist.retrieval.manifest import ShardRecord
-from rapid_dist.runtime.cluster import nodes
 from rapid_dist.runtime.placement import ActorPlacement
 
 _LOOK_SEC = 1.0  # How often an idle actor looks for a shard to take over.
@@ -94,7 +93,7 @@ class TrajectoryPool:
         The answer is the same for any number of actors. Shards that are stored already are only
         checked. ``progress`` is called with (shards done, shards in all) after every one.
         """
-        self._place.require_room(nodes())
+        self._place.require_room(ray.nodes())  # type: ignore[no-untyped-call]
         build = _Build(
             plans,
             ray.remote(**self._place.options())(_Builder),

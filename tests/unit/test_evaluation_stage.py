@@ -16,7 +16,6 @@ from rapid_dist.methods.evaluation_stage import control_file, controls_of
 from rapid_dist.release.bundle import Bundle
 from rapid_dist.release.generator import Generator
 from rapid_dist.storage import open_storage
-from tests.fakes import ThreadWorkers
 from tests.untrained import UntrainedRun
 
 FREE = ["public model", "references, uniform", "public model from uniform references"]
@@ -51,7 +50,8 @@ def _drawn(run: UntrainedRun, world_size: int) -> dict[str, np.ndarray]:
     context = run.context([])
     controls = controls_of(context)
     task = drawing_of(context, tuple(controls.values()))
-    ThreadWorkers(world_size).run(lambda collective: task(collective, lambda *said: None))
+    for rank in reversed(range(world_size)):  # Rank 0 puts the others' parts together.
+        task(Turn(rank, world_size), lambda *said: None)
     return {name: artifacts.get_images(run.out, one.file)[0] for name, one in controls.items()}
 
 
