@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -28,11 +27,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from output import RESULTS, table, write_json
+from output import RESULTS, in_document, table, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 PACED = "Ray, 2 workers, paced"
 FACTS = ("command", "machine", "versions")  # That write_json adds.
 LOST_INTERVAL_SEC = 18.0  # Between two checkpoints of a run whose workers are killed: digits' own.
@@ -249,14 +247,8 @@ def report(options: argparse.Namespace) -> int:
             )
     print("\n\n".join(tables[1:]))
     if options.out == RESULTS / "chaos.json":
-        DOCUMENT.write_text(in_document(DOCUMENT.read_text(), "\n\n".join(tables)))
+        DOCUMENT.write_text(in_document(DOCUMENT.read_text(), "chaos", "\n\n".join(tables)))
     return int(not is_well)
-
-
-def in_document(text: str, tables: str) -> str:
-    """Returns the document with its tables replaced."""
-    assert BEGIN in text
-    return re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n\n{tables}\n\n{END}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
