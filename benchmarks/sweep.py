@@ -42,7 +42,8 @@ from rapid_dist.runtime.sweep_trial import build_public, run_trial
 
 SMALL = [
     "data.public.0.count=2000", "network.widths=[8]", "network.attention=[false]",
-    "network.head_width=8", "contrast.extractor.width=8", "contrast.extractor.dim=8",
+    "network.head_width=8", "network.norm_groups=4",
+    "contrast.extractor.width=8", "contrast.extractor.dim=8",
     "pretrain.steps=40", "contrast.steps=4", "knowledge_base.clusters=40", "adapt.steps=20",
     "sampling.count=300", "sampling.late_intervals=4", "evaluation.classifiers.steps=60",
     "privacy.reserve_steps=3",

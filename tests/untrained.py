@@ -23,6 +23,7 @@ from rapid_dist.storage import LocalStorage, Storage
 TINY = [
     "data.public.0.count=60",
     "network.widths=[8]",
+    "network.norm_groups=4",
     "network.attention=[false]",
     "network.head_width=8",
     "contrast.extractor.width=8",

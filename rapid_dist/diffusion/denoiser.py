@@ -59,6 +59,13 @@ class NetworkConfig:
                     f"network.widths has {width}, which network.norm_groups={self.norm_groups} and "
                     f"network.head_width={self.head_width} must both divide."
                 )
+            # What a block is told of noise level and label is one value a channel, which a norm of
+            # that channel alone would take away again.
+            if width == self.norm_groups:
+                raise ConfigError(
+                    f"network.widths has {width}, as many as network.norm_groups: the network "
+                    "would hear nothing of noise level and label. Halve network.norm_groups."
+                )
         if not 0 <= self.label_drop < 1:
             raise ConfigError(f"network.label_drop must be in [0, 1), got {self.label_drop}.")
 

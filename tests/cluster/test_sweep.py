@@ -12,7 +12,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cl
 
 TINY = [
     "data.public.0.count=800", "network.widths=[8]", "network.attention=[false]",
-    "network.head_width=8", "contrast.extractor.width=8", "contrast.extractor.dim=8",
+    "network.head_width=8", "network.norm_groups=4",
+    "contrast.extractor.width=8", "contrast.extractor.dim=8",
     "pretrain.steps=2", "pretrain.batch_size=16", "contrast.steps=2", "contrast.batch_size=16",
     "knowledge_base.clusters=12", "adapt.steps=2", "adapt.batch_size=16",
     "privacy.expected_batch=32", "sampling.count=60", "sampling.late_intervals=2",

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow  # A dozen whole runs; unit/test_compare.py has wh
 TINY = [
     "data.public.0.count=400",
     "network.widths=[8]",
+    "network.norm_groups=4",
     "network.attention=[false]",
     "network.head_width=8",
     "contrast.extractor.width=8",

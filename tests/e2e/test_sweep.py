@@ -29,6 +29,7 @@ from rapid_dist.storage import open_storage
 TINY = [
     "data.public.0.count=800",
     "network.widths=[8]",
+    "network.norm_groups=4",
     "network.attention=[false]",
     "network.head_width=8",
     "contrast.extractor.width=8",

@@ -160,6 +160,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     [
         {"widths": (16, 16)},
         {"widths": (18,)},
+        {"norm_groups": 16},  # One channel a group: noise level and label would not be heard.
         {"widths": (), "attention": ()},
         {"norm_groups": 0},
         {"head_width": 0},

@@ -219,7 +219,7 @@ def test_images_without_classes_have_a_bundle_too() -> None:
     settings = method_settings(load_recipe("digits", ["data.private.num_classes=0"]))
     facts = sampling_stages.bundle_facts(settings, "noise", {}, {})
     denoiser = Denoiser(
-        NetworkConfig(widths=[8], attention=[False], head_width=8),
+        NetworkConfig(widths=[8], attention=[False], head_width=8, norm_groups=4),
         channels=1,
         size=8,
         num_classes=private_stages.num_classes(settings),
