@@ -7,6 +7,7 @@ leave when the mailbox says so, or is gone.
 
 import gc
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -35,6 +36,7 @@ from rapid_dist.runtime.signals import Notice
 POLL_SEC = 0.25
 ROLL_SEC = 10.0  # For all workers to ask for a task, as each does every POLL_SEC.
 CLOSE_SEC = 60.0  # For workers without a task to leave; they end with the driver at the latest.
+ABORT_SEC = 10.0  # For Train to hear that its controller has ended.
 _HANGS = {UnansweredError.__name__, "WorkerHealthCheckTimeoutError"}  # Ray's is not public.
 CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowhere, for ever.
 PREEMPTIONS = 100  # Nodes that were taken away; no limit by default as well.
@@ -169,15 +171,42 @@ class WorkerGroup:
         raise RapidError(_in_one_line(name, self._outcome[0])) from self._outcome[0]
 
     def close(self) -> None:
-        """Ends the workers, and waits for that where none of them is in the middle of a task."""
+        """Ends the workers: those without a task when they have heard of it, others at once."""
         try:
             if self._is_idle and self._thread.is_alive():
                 with suppress(RayActorError):
                     ray.get(self._mailbox.end.remote())
                 self._thread.join(CLOSE_SEC)
         finally:
+            self._abort()
             ray.kill(self._mailbox)
             self._remove_records()
+
+    def _abort(self) -> None:
+        """Has ``fit`` return, if it has not.
+
+        A thread that still asks Ray something while Ray is left ends the whole process, with
+        status 1 and a line of Ray's own.
+        """
+        give_up = time.monotonic() + ABORT_SEC
+        while self._thread.is_alive() and time.monotonic() < give_up:
+            controller = _controller_of(self._thread)
+            if controller is not None:
+                ray.kill(controller)
+            self._thread.join(POLL_SEC)
+
+
+def _controller_of(thread: threading.Thread) -> Any:
+    """Returns the actor that ``fit`` waits for in a thread, once it does; workers end with it.
+
+    It is looked for in the thread's frames, for Train gives nobody a handle.
+    """
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if "controller" in frame.f_locals:
+            return frame.f_locals["controller"]
+        frame = frame.f_back
+    return None
 
 
 class Leave:
