@@ -6,7 +6,8 @@ The hosts are those of tests/cluster/hosts: network namespaces with their own ad
 one thread each, S3 over the network. They share this machine's cores, so more hosts are no faster
 here; what is compared is work for a second of processor time, of all workers together. It knows
 nothing of waiting: for that there is the cost model of benchmarks/scaling.py. Ratios are of pairs:
-a plain process and the workers take the same steps in turn, by the same clock.
+as many plain processes as there are workers, side by side and without a sum, and the workers take
+the same steps in turn, by the same clock.
 
 ``standing`` is the processor time that Ray's own processes take on an idle node, a second.
 """
@@ -14,6 +15,7 @@ a plain process and the workers take the same steps in turn, by the same clock.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,6 +132,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS / "cluster.json")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The hosts end with us.
     reason = why_not()
     if reason:
         raise SystemExit(f"cluster: {reason}")

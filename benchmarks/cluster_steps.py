@@ -2,9 +2,10 @@
 
     ray job submit --working-dir . -- python benchmarks/cluster_steps.py --storage s3://bucket/runs
 
-For one worker, then two, and so on, a plain process and the workers take the same steps in turn.
-The loop, its ledger in the bucket and its network are the same in both; on Ray the keeper is an
-actor beside the driver, and every step is reported to it. The last line of stdout is JSON.
+For one worker, then two, and so on, as many plain processes and the workers take the same steps in
+turn. Loop, ledgers in the bucket and network are the same in both; the processes share the rows and
+sum nothing. On Ray the keeper is an actor beside the driver, and every step is reported to it. The
+last line of stdout is JSON.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from step_parts import Setting, run_worker
 
+import rapid_dist
 from rapid_dist.collective import Collective, SingleProcess
 from rapid_dist.methods.context import Report
 from rapid_dist.privacy.keeper import LedgerKeeper
@@ -49,42 +50,63 @@ class KeeperOf:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """What every worker does; rank 0 reports the sum of all workers' processor seconds."""
+    """What every worker does; rank 0 reports the sum of all workers' processor seconds.
 
-    setting: Setting
+    It goes to other hosts by value, and they find the modules beside this one only once they know
+    where to look: in the copy of this folder that the job brought.
+    """
+
+    network: str
+    batch: int
+    steps: int
     keeper: Any
 
     def __call__(self, collective: Collective, report: Report) -> None:
-        def told(metrics: dict[str, float]) -> None:
-            report({"step": metrics["step"], "steps": self.setting.steps + 1})
+        sys.path.insert(0, str(Path(rapid_dist.__file__).parents[1] / "benchmarks"))
+        from step_parts import Setting, run_worker
 
+        def told(metrics: dict[str, float]) -> None:
+            report({"step": metrics["step"], "steps": self.steps + 1})
+
+        setting = Setting(network=self.network, batch=self.batch, steps=self.steps)
         with tempfile.TemporaryDirectory() as folder:
-            found = run_worker(self.setting, collective, Path(folder), self.keeper, told)
+            found = run_worker(setting, collective, Path(folder), self.keeper, told)
         processor = torch.tensor([found["processor seconds"]], dtype=torch.float64)
         collective.sum_(processor)
         report({"step": 1, "steps": 1, "seconds": found["step"], "processor": float(processor)})
 
 
-def plain(setting: Setting, storage: str, run: str) -> dict[str, float]:
-    """The same steps in a process without Ray."""
+def plain(asked: argparse.Namespace, count: int, run: str) -> dict[str, float]:
+    """The same rows in processes without Ray, side by side, that hear nothing of each other."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
         "from cluster_steps import in_process\n"
         "print(json.dumps(in_process(*json.loads(sys.argv[2]))))"
     )
     here = str(Path(__file__).parent)
-    asked = json.dumps([setting.network, setting.batch, setting.steps, storage, run])
-    done = subprocess.run(
-        [sys.executable, "-c", code, here, asked], check=True, stdout=subprocess.PIPE, text=True
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    started = []
+    for number in range(count):
+        # A ledger has one writer: each of them has a ledger of its own.
+        storage = f"{asked.storage}/plain-{number}"
+        told = json.dumps([asked.network, asked.batch // count, asked.steps, storage, run])
+        words = [sys.executable, "-c", code, here, told]
+        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+    found: list[dict[str, float]] = []
+    for process in started:
+        said, _ = process.communicate()
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        found.append(json.loads(said.splitlines()[-1]))
+    return {
+        "seconds": max(one["seconds"] for one in found),
+        "processor": sum(one["processor"] for one in found),
+    }
 
 
 def in_process(network: str, batch: int, steps: int, storage: str, run: str) -> dict[str, float]:
     found: list[dict[str, float]] = []
     keeper = KeeperOf(storage=storage, run=run, steps=steps + 1)()
-    task = Steps(setting=Setting(network=network, batch=batch, steps=steps), keeper=keeper)
+    task = Steps(network=network, batch=batch, steps=steps, keeper=keeper)
     task(SingleProcess(), lambda figures, part="": found.append(figures))
     return found[-1]
 
@@ -101,30 +123,32 @@ def new_group() -> tuple[RayWorkers, list[dict[str, float]]]:
 def on_workers(
     workers: RayWorkers,
     reports: list[dict[str, float]],
-    setting: Setting,
+    asked: argparse.Namespace,
     count: int,
-    storage: str,
     run: str,
 ) -> dict[str, float]:
-    keeper = keep_beside_driver(KeeperOf(storage=storage, run=run, steps=setting.steps + 1))
-    task = Steps(setting=setting, keeper=keeper)
+    opened = KeeperOf(storage=asked.storage, run=run, steps=asked.steps + 1)
+    task = Steps(
+        network=asked.network,
+        batch=asked.batch,
+        steps=asked.steps,
+        keeper=keep_beside_driver(opened),
+    )
     # Random images: the group may stay, as it does between public stages.
     workers.run(task, name="train", num_workers=count, private=False)
     return reports[-1]
 
 
 def measure(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    setting = Setting(network=asked.network, batch=asked.batch, steps=asked.steps)
     rows = []
     with session(Needs(cpus=asked.workers)):
         for count in range(1, asked.workers + 1):
             workers, reports = new_group()
             pairs = []
             for turn in range(asked.repeats):
-                alone = plain(setting, asked.storage, f"plain-{count}-{turn}")
-                run = f"ray-{count}-{turn}"
+                alone = plain(asked, count, f"plain-{count}-{turn}")
                 pairs.append(
-                    (alone, on_workers(workers, reports, setting, count, asked.storage, run))
+                    (alone, on_workers(workers, reports, asked, count, f"ray-{count}-{turn}"))
                 )
             workers.release()
             of = {
