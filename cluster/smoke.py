@@ -16,7 +16,8 @@ from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.placement_roles import Role
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
+    """Returns what reads the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--storage", required=True, help="where runs will be: s3:// or a folder")
     parser.add_argument("--workers", type=int, default=2, help="as runtime.workers will be")
@@ -25,7 +26,11 @@ def main() -> int:
     parser.add_argument("--label", metavar="A=B", help="of the workers' nodes: worker_labels")
     parser.add_argument("--scale-minutes", type=float, default=0, help="for nodes to be added")
     parser.add_argument("--seconds", type=float, default=SUM_SEC, help="to wait for the first sum")
-    asked = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    asked = options().parse_args()
     gpus = 1 if asked.device == "cuda" else 0
     labels = dict([asked.label.split("=", 1)]) if asked.label else {}
     workers = Role(

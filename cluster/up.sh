@@ -13,8 +13,9 @@
 #   RAPID_SSH    the ssh to use, with its options: "ssh -i key -o BatchMode=yes"
 #   RAPID_ENV    further environment of all nodes: "AWS_REGION=... AWS_ENDPOINT_URL=..."
 #
-# Every machine gets the cluster's token in a file of its own, 0600, through ssh's standard input. Ray is
-# ended by the process that was started here: `ray stop` would end everybody's.
+# Every machine gets the cluster's token and RAPID_ENV in files of its own, 0600, through ssh's standard
+# input: command lines are everybody's to read. It is waited for until Ray says that it has started. Ray
+# is ended by the process that was started here: `ray stop` would end everybody's.
 set -eu
 
 SSH=${RAPID_SSH:-ssh -o BatchMode=yes -o ConnectTimeout=15}
@@ -48,19 +49,48 @@ if [ ! -s "$TOKEN" ]; then
 fi
 chmod 600 "$TOKEN"
 
+# Of a node, told HOST POOL OPTIONS...: starts Ray there, and waits until it has started.
+NODE=$(cat << 'END'
+host=$1 pool=$2
+shift 2
+if [ -f ray.pid ] && kill -0 "$(cat ray.pid)" 2> /dev/null; then
+    echo "Ray runs there already: cluster/up.sh --down first." >&2
+    exit 1
+fi
+rm -f ray.pid ray.log
+set -a
+. "$HOME/.ray/environment"
+PATH=$PWD/.venv/bin:$PATH
+RAY_AUTH_MODE=token
+RAY_USAGE_STATS_ENABLED=0
+RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9
+RAY_JOB_STOP_WAIT_TIME_S=120
+RAY_health_check_failure_threshold=5
+RAY_health_check_period_ms=2000
+RAY_health_check_timeout_ms=4000
+# The interface with the address that the others know: Gloo would guess by host name.
+GLOO_SOCKET_IFNAME=$(ip -o -4 addr | awk -v address="$host/" 'index($4, address) == 1 {print $2; exit}')
+NCCL_SOCKET_IFNAME=$GLOO_SOCKET_IFNAME
+set +a
+(setsid nohup sh -c 'echo $$ > ray.pid; exec ray start "$@"' sh --block --node-ip-address="$host" \
+    --labels="pool=$pool" "$@" > ray.log 2>&1 < /dev/null &)
+until grep -q 'Ray runtime started' ray.log 2> /dev/null; do
+    sleep 0.5
+    [ ! -s ray.pid ] || kill -0 "$(cat ray.pid)" 2> /dev/null || { cat ray.log >&2; exit 1; }
+done
+END
+)
+
 start() { # HOST POOL OPTIONS...
-    host=$1 pool=$2
-    shift 2
-    $SSH "$host" "umask 077 && mkdir -p .ray && cat > .ray/auth_token && chmod 600 .ray/auth_token" < "$TOKEN"
-    # The interface with the address that the others know: Gloo would guess by host name.
-    $SSH "$host" "cd $HOME_THERE && export PATH=\$PWD/.venv/bin:\$PATH ${RAPID_ENV:-} RAY_AUTH_MODE=token \
-RAY_USAGE_STATS_ENABLED=0 RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9 RAY_JOB_STOP_WAIT_TIME_S=120 \
-RAY_health_check_failure_threshold=5 RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=4000 \
-GLOO_SOCKET_IFNAME=\$(ip -o -4 addr | awk '\$4 ~ /^$host\\//{print \$2; exit}') && \
-export NCCL_SOCKET_IFNAME=\$GLOO_SOCKET_IFNAME && \
-(setsid nohup sh -c 'echo \$\$ > ray.pid; exec ray start --block --node-ip-address=$host \
---labels=pool=$pool $*' > ray.log 2>&1 < /dev/null &)" < /dev/null
-    echo "$host up, pool=$pool"
+    host=$1
+    { cat "$TOKEN"; echo; printf '%s\n' "${RAPID_ENV:-}"; } | $SSH "$host" "umask 077; mkdir -p .ray; \
+IFS= read -r token; printf %s \"\$token\" > .ray/auth_token; cat > .ray/environment; \
+chmod 600 .ray/auth_token .ray/environment"
+    printf '%s\n' "$NODE" | $SSH "$host" "cd $HOME_THERE && sh -s -- $*" || {
+        echo "up.sh: Ray did not start on $host; what it said is above." >&2
+        exit 1
+    }
+    echo "$host up, pool=$2"
 }
 
 start "$HEAD" head --head --port=6379 --dashboard-host=127.0.0.1 --num-cpus=0

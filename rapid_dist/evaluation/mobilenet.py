@@ -5,6 +5,8 @@ The file holds a program, a JSON list of layers in order, and for layer n its we
 pickle. The 1280 features are those before the classifier.
 """
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.fidelity import ModuleExtractor
+from rapid_dist.storage import StorageMissing, open_storage, require_reachable
 
 FILE_NAME = "mobilenet_v2/mobilenet_v2_1.0_224_imagenet_uint8.npz"
 SIDE = 96  # Pixels the network sees: features of small images, five times cheaper than at 224.
@@ -24,9 +27,9 @@ SIDE = 96  # Pixels the network sees: features of small images, five times cheap
 class MobileNetFeatures(nn.Module):
     """float32 [B, C, H, W] in [-1, 1] -> features [B, 1280]; grey is repeated to colour."""
 
-    def __init__(self, path: Path, side: int = SIDE) -> None:
+    def __init__(self, source: Path | io.BytesIO, side: int = SIDE) -> None:
         super().__init__()
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(source, allow_pickle=False) as file:
             self._program: list[dict[str, Any]] = json.loads(str(file["program"]))
             for layer in self._program:
                 if layer["op"] in ("CONV", "DW"):
@@ -73,17 +76,21 @@ class MobileNetFeatures(nn.Module):
         return F.conv2d(entering, weight, bias, stride=stride, groups=groups)
 
 
-def open_mobilenet(data_root: Path, device: str = "cpu") -> ModuleExtractor:
-    """Returns the extractor in the file below ``data_root``."""
-    path = data_root / FILE_NAME
-    if str(data_root).startswith("s3:"):
-        raise ConfigError(
-            "The features 'mobilenet' are read from a local folder, and data.root is in a bucket. "
-            "Use the features 'pixels', or a data.root on every worker's disk."
-        )
-    if not path.is_file():
-        raise ConfigError(
-            f"The features 'mobilenet' need {path}, which is missing. Set data.root to the folder "
-            "that holds it, or use the features 'pixels'."
-        )
-    return ModuleExtractor(MobileNetFeatures(path), f"mobilenet_v2@{SIDE}px", device=device)
+def open_mobilenet(data_root: str | Path, device: str = "cpu") -> ModuleExtractor:
+    """Returns the extractor in the file below ``data_root``, a folder or ``s3://bucket/prefix``."""
+    network = MobileNetFeatures(_source(str(data_root).rstrip("/")))
+    return ModuleExtractor(network, f"mobilenet_v2@{SIDE}px", device=device)
+
+
+def _source(root: str) -> Path | io.BytesIO:
+    path = Path(root, FILE_NAME).expanduser()
+    if root.startswith("s3://"):
+        require_reachable(root)
+        with contextlib.suppress(StorageMissing):
+            return io.BytesIO(open_storage(root).read(FILE_NAME))
+    elif path.is_file():
+        return path
+    raise ConfigError(
+        f"The features 'mobilenet' need {root}/{FILE_NAME}, which is missing. Set data.root to the "
+        "folder that holds it, or use the features 'pixels'."
+    )

@@ -99,7 +99,7 @@ class Quality:
         }
 
 
-def open_extractor(config: EvaluationConfig, data_root: Path | None = None) -> Extractor:
+def open_extractor(config: EvaluationConfig, data_root: str | Path | None = None) -> Extractor:
     """Returns the extractor that the settings name, of those that need no public image."""
     if config.features == "pixels":
         return PixelExtractor()

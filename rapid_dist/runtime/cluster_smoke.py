@@ -191,7 +191,8 @@ def check_devices(promised: Mapping[str, float], seen: Mapping[str, Sequence[str
         return Check(
             name="devices",
             found=f"Ray offers GPUs on {', '.join(odd)} that torch cannot use there",
-            remedy="Use cluster/Dockerfile.gpu there, and the NVIDIA container runtime.",
+            remedy="Use cluster/Dockerfile.gpu there, the NVIDIA container runtime, and a driver "
+            "as new as torch's CUDA (580 for CUDA 13; on AWS the machine's image brings it).",
         )
     kinds = sorted({kind for name in seen for kind in seen[name]})
     return Check(name="devices", found=f"{total:g} GPUs{': ' if kinds else ''}{', '.join(kinds)}")

@@ -22,6 +22,7 @@ _TIMEOUT_SEC, _PAUSE_SEC = 5.0, 1.0
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<place>[^/\s]+:\d+)")
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _TLS_FILES = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
+_LETS_NOBODY_IN = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
 # By these the network, or a server of another kind, says that there is no head node.
 _NOBODY = (
     grpc.StatusCode.UNAVAILABLE,
@@ -66,32 +67,48 @@ def is_own(host: str) -> bool:
     return host == "localhost"
 
 
-def require_closed(gcs_address: str, nodes: Iterable[str]) -> None:
+def require_closed(
+    gcs_address: str,
+    nodes: Iterable[str],
+    *,
+    tries: int = TRIES,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
     """Refuses a cluster that others than this machine reach and that asks nobody for a token.
 
     Whoever reaches such a cluster can run anything on it, and read what runs there. It is asked
-    without a token, for to be told one proves nothing.
+    without a token, for to be told one proves nothing; and one that gives no answer has not said
+    that it wants one.
 
     Args:
       gcs_address: host:port of the head node.
       nodes: addresses of the living nodes.
 
     Raises:
-      ConfigError: it is open.
+      ConfigError: it is open, or does not say.
     """
     beyond = sorted(node for node in nodes if not is_own(node))
-    if beyond and _lets_in(gcs_address):
-        raise ConfigError(
-            f"The Ray cluster at {gcs_address} is reachable from beyond this machine "
-            f"({', '.join(beyond[:3])}) and asks for no token: whoever reaches it can run anything "
-            "there. Start every node with RAY_AUTH_MODE=token and one token "
-            "(`ray get-auth-token --generate`)."
-        )
-
-
-def _lets_in(place: str) -> bool:
-    """Whether a head node answers a question that came without a token."""
-    return bool(_asked(place) == grpc.StatusCode.OK)
+    if not beyond:
+        return
+    told = (
+        f"The Ray cluster at {gcs_address} is reachable from beyond this machine "
+        f"({', '.join(beyond[:3])}) and"
+    )
+    for turn in range(tries):
+        if turn:
+            sleep(_PAUSE_SEC)
+        answer = _asked(gcs_address)
+        if answer in _LETS_NOBODY_IN:
+            return
+        if answer == grpc.StatusCode.OK:
+            raise ConfigError(
+                f"{told} asks for no token: whoever reaches it can run anything there. Start every "
+                "node with RAY_AUTH_MODE=token and one token (`ray get-auth-token --generate`)."
+            )
+    raise ConfigError(
+        f"{told} did not say whether it asks for a token ({answer.name}). Look whether its head "
+        "node is well, then run the same command again."
+    )
 
 
 def _answers(place: str, *, is_client: bool) -> bool:

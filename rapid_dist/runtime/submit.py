@@ -26,7 +26,7 @@ from rapid_dist.installed import SHORT, hash_of
 from rapid_dist.runtime.ray_address import is_own
 from rapid_dist.runtime.submit_command import Command
 from rapid_dist.runtime.submit_package import Package, package_of
-from rapid_dist.secret import has_credentials, require_plain
+from rapid_dist.secret import SECRET_VARIABLES, has_credentials, require_plain, secrets_of
 from rapid_dist.storage import SSE, SSE_KEY
 
 ADDRESS = "http://127.0.0.1:8265"  # Of the tunnel that `ray dashboard` or ssh -L opens.
@@ -88,6 +88,11 @@ def prepare(
             raise ConfigError(
                 f"{name} holds credentials, and Ray shows a job's environment to whoever has its "
                 "token. Set it on the nodes instead, or pass on an address without them."
+            )
+        if name in SECRET_VARIABLES or any(one in value for one in secrets_of()):
+            raise ConfigError(
+                f"--env {name} is a secret, and Ray shows a job's environment to whoever has its "
+                "token. Set it on the nodes instead."
             )
     for word in words:
         require_plain(word, "The command")

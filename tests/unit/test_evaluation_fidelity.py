@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from moto import mock_aws
 from torch import nn
 
 from rapid_dist.errors import ConfigError
@@ -180,3 +182,20 @@ def test_the_mobilenet_extractor_takes_grey_and_colour_images(tmp_path: Path) ->
 def test_a_missing_mobilenet_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.root"):
         open_mobilenet(tmp_path)
+
+
+@mock_aws
+def test_the_mobilenet_file_of_a_bucket_gives_the_features_of_the_one_on_a_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client, root = boto3.client("s3"), "s3://scans/sets"
+    client.create_bucket(Bucket="scans")
+    with pytest.raises(ConfigError, match=f"need {root}/{FILE_NAME}, which is missing"):
+        open_mobilenet(root)
+    _tiny_mobilenet(tmp_path / FILE_NAME)
+    content = (tmp_path / FILE_NAME).read_bytes()
+    client.put_object(Bucket="scans", Key=f"sets/{FILE_NAME}", Body=content)
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 28, 28), dtype=np.uint8)
+    here, there = open_mobilenet(tmp_path), open_mobilenet(root)
+    np.testing.assert_array_equal(here(images), there(images))

@@ -112,6 +112,16 @@ def test_a_cluster_that_asks_for_a_token_may_be_reached_from_anywhere(head_node:
     require_closed(head_node, ["10.0.0.5", "10.0.0.6"])
 
 
+@pytest.mark.parametrize("head_node", [grpc.StatusCode.UNAVAILABLE], indirect=True)
+def test_a_cluster_that_does_not_say_whether_it_asks_for_a_token_is_refused(head_node: str) -> None:
+    pauses: list[float] = []
+    with pytest.raises(ConfigError, match=r"did not say whether it asks.*UNAVAILABLE") as refused:
+        require_closed(head_node, ["10.0.0.5"], sleep=pauses.append)
+    assert "\n" not in str(refused.value)
+    assert len(pauses) == TRIES - 1
+    require_closed(head_node, ["127.0.0.1"])  # Nobody else gets there.
+
+
 def test_tls_without_its_files_is_refused_by_their_names(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("RAY_USE_TLS", "1")
     monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(tmp_path / "key.pem"))

@@ -295,6 +295,17 @@ def test_a_job_that_would_show_credentials_is_refused_without_repeating_them(
     assert "correct-horse" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "ANOTHER_NAME"])
+def test_a_job_that_would_show_a_secret_of_this_environment_is_refused_without_repeating_it(
+    name: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "correct-horse")
+    command = ["run", "--recipe", "digits", *OUT]
+    with pytest.raises(ConfigError, match=f"--env {name} is a secret") as refused:
+        submit.prepare(command, working_dir=tmp_path, environment={name: "correct-horse"})
+    assert "correct-horse" not in str(refused.value)
+
+
 def test_a_jobs_api_beyond_this_machine_is_not_asked_without_a_token(monkeypatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="reached over a network, and no token is named"):
