@@ -30,6 +30,7 @@ from rapid_dist.leftovers import TEMPORARY, temporary_name
 from rapid_dist.secret import masked, require_plain
 
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _CONFLICT_TRIES = 5
 # Of one request to S3. With the pauses between tries (up to 20 s each) about two minutes in all: a
 # store that is away for longer ends the command, and the same command goes on.
@@ -156,25 +157,18 @@ class LocalStorage:
         return str(self._root)
 
     def read(self, name: str) -> bytes:
-        try:
+        with self._asking("read", name):
             return self._path(name).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise StorageMissing(_missing(self.uri, name)) from error
-        except OSError as error:
-            raise StorageError(
-                f"{self.uri}/{name} cannot be read ({error.strerror}). Mend the disk or its "
-                "permissions, then run the same command again."
-            ) from error
 
     def write(self, name: str, data: bytes) -> None:
-        with self._writing(name):
+        with self._asking("written", name):
             path = self._path(name)
             temporary = self._write_temporary(path, data)
             os.replace(temporary, path)
             self._sync_directory(path.parent)
 
     def create(self, name: str, data: bytes) -> None:
-        with self._writing(name):
+        with self._asking("written", name):
             self._create(name, data)
 
     def _create(self, name: str, data: bytes) -> None:
@@ -201,9 +195,10 @@ class LocalStorage:
     def list(self, prefix: str = "") -> list[str]:
         start = self._root / prefix.rpartition("/")[0]
         names = []
-        for directory, _, files in os.walk(start):
-            relative = Path(directory).relative_to(self._root)
-            names += [(relative / f).as_posix() for f in files if not f.startswith(TEMPORARY)]
+        with self._asking("listed", f"{prefix}*"):
+            for directory, _, files in os.walk(start, onerror=_raise_unless_absent):
+                relative = Path(directory).relative_to(self._root)
+                names += [(relative / f).as_posix() for f in files if not f.startswith(TEMPORARY)]
         return sorted(name for name in names if name.startswith(prefix))
 
     def delete(self, name: str) -> None:
@@ -216,15 +211,17 @@ class LocalStorage:
         return LocalStorage(self._path(prefix), private=self._private, sync=self._sync)
 
     @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
+    def _asking(self, done: str, name: str) -> Iterator[None]:
         """Says a full or broken disk in one line; what was there before is still there."""
         try:
             yield
         except AlreadyExists:
             raise
         except OSError as error:
+            if done == "read" and isinstance(error, _ABSENT):
+                raise StorageMissing(_missing(self.uri, name)) from error
             raise StorageError(
-                f"{self.uri}/{name} cannot be written ({error.strerror}). Make room there, or mend "
+                f"{self.uri}/{name} cannot be {done} ({error.strerror}). Make room there, or mend "
                 "the disk or its permissions, then run the same command again to go on."
             ) from error
 
@@ -337,9 +334,7 @@ class S3Storage:
         except AlreadyExists:
             raise
         except (BotoCoreError, ClientError, HTTPError, OSError) as error:
-            missing = isinstance(error, ClientError) and _status(error) == 404
-            # A bucket that is gone is no missing name.
-            if missing and _code(error) != "NoSuchBucket":
+            if isinstance(error, ClientError) and _is_missing(error):
                 raise StorageMissing(_missing(self.uri, name)) from error
             raise StorageError(
                 f"{self.uri}/{name} cannot be {done} ({_in_one_line(error)}). Run the same command "
@@ -379,13 +374,19 @@ def _checked(name: str) -> str:
     return "/".join(parts)
 
 
+def _raise_unless_absent(error: OSError) -> None:
+    """Of a folder that cannot be looked into: it is not an empty one."""
+    if not isinstance(error, _ABSENT):
+        raise error
+
+
 def _status(error: ClientError) -> int:
     return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
-def _code(error: BaseException) -> str:
-    response = getattr(error, "response", {})
-    return str(response.get("Error", {}).get("Code", ""))
+def _is_missing(error: ClientError) -> bool:
+    """Whether a name is absent; a bucket that is gone is no missing name."""
+    return _status(error) == 404 and error.response.get("Error", {}).get("Code") != "NoSuchBucket"
 
 
 def _missing(uri: str, name: str) -> str:

@@ -52,6 +52,10 @@ def ledger_show(
     delta = loaded.privacy.delta
     spent = totals(opened, delta)
     print(f"data set {opened.dataset}: {len(opened.entries())} entries, head {opened.head}")
+    if not opened.entries():
+        print(
+            f"Nothing was ever charged at {opened.uri}: is that where its runs have their ledger?"
+        )
     unit = unit_on(spent.unit, loaded)
     print(
         f"epsilon of all runs together for one {unit}, at delta {delta:g}: "
@@ -78,6 +82,13 @@ def ledger_verify(
     from rapid_dist.privacy.dataset_total import has_secret
 
     opened.verify(head or None)
+    if not opened.entries():
+        from rapid_dist.errors import LedgerError
+
+        raise LedgerError(
+            f"There is no entry at {opened.uri}, so nothing was verified. Give the --out of one of "
+            "the data set's runs, and its runtime.ledger_dir if it has one."
+        )
     if has_secret(opened):
         print(_SECRET)
     print(f"data set {opened.dataset}: {len(opened.entries())} entries, every one in its place")

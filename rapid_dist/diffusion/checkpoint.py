@@ -43,13 +43,16 @@ class Checkpoints:
         self._of = of
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
-        """Writes a checkpoint and removes all but the last two."""
+        """Writes a checkpoint and removes all others but the last one.
+
+        That is this one and the one before it, or a later one that was passed over as torn.
+        """
         held = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         told = {"facts": json.dumps(facts), "step": str(step), "of": self._of}
         data = save(held, metadata=told)
         name = f"step-{step:09d}-{sha256_hex(data)[:_HASH_DIGITS]}.safetensors"
         self._storage.write(name, data)
-        for old in self._names()[:-_KEPT]:
+        for old in [other for other in self._names() if other != name][: 1 - _KEPT]:
             self._storage.delete(old)
 
     def latest(self) -> Checkpoint | None:

@@ -7,7 +7,6 @@ exists, which is written last and holds the hash of every file (``seal.py``).
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rapid_dist.confined import private_folder
 from rapid_dist.data.images import Int64Array, PublicImages, UInt8Array, content_hashes
 from rapid_dist.data.sources import load_public, split_public
 from rapid_dist.diffusion.autoencoder import Autoencoder, load_autoencoder, save_autoencoder
@@ -178,9 +178,9 @@ def put_folder(
       of: the run that the folder belongs to; a public one is its own name's.
     """
     files = {}
-    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
-        write(Path(folder))
-        for path in sorted(Path(folder).rglob("*")):
+    with private_folder() as folder:  # For what is internal as well.
+        write(folder)
+        for path in sorted(folder.rglob("*")):
             if path.is_file():
                 name, data = path.relative_to(folder).as_posix(), path.read_bytes()
                 storage.write(name, data)
@@ -196,16 +196,16 @@ def with_folder(storage: Storage, read: Callable[[Path], T], *, sealed: bool = F
       sealed: the place has to be marked as whole; every file is then what it was at that time.
     """
     facts = read_done(storage) if sealed else None
-    with tempfile.TemporaryDirectory(prefix="rapid-") as folder:
+    with private_folder() as folder:
         for name in sealed_names(storage) if sealed else storage.list():
             if name != DONE:
-                path = Path(folder) / name
+                path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(read_sealed(storage, name, facts or {}))
         try:
-            return read(Path(folder))
+            return read(folder)
         except RapidError as error:  # Nobody knows the copy by its name.
-            raise type(error)(str(error).replace(folder, storage.uri)) from error
+            raise type(error)(str(error).replace(str(folder), storage.uri)) from error
 
 
 def put_denoiser(storage: Storage, denoiser: Denoiser, *, of: str = "") -> None:

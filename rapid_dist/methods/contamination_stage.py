@@ -29,6 +29,7 @@ from rapid_dist.storage import Storage, open_storage
 
 FOUND = "contamination.json"  # In internal/.
 DECISION = "contamination/decision.json"  # In the run directory: noised, so public.
+PURPOSE = "near-duplicates by public source"  # Of the query behind it, in the ledger.
 NOTICE = "Internal: measured on private records without a privacy mechanism. Not for release."
 _MEASURES = 3  # Of an image and a source: equal, bits, features.
 
@@ -149,7 +150,7 @@ def run_contamination(
         votes = np.array(found["votes"], np.float64)
         keeper = context.backend.keeper()
         attempt = keeper.begin_attempt().number
-        keeper.charge_query(query, "near-duplicates by public source")
+        keeper.charge_query(query, PURPOSE)
         noised = contamination.noised_votes(
             votes,
             noise_multiplier=query.noise_multiplier,

@@ -44,9 +44,10 @@ class GenerateTask:
     batch_size: int
     device: str = "cpu"
     precision: Precision = "fp32"
+    private: bool = False  # Whether what is drawn is its owner's alone.
 
     def __call__(self, collective: Collective, report: Report) -> None:
-        out = open_storage(self.out_uri)
+        out = open_storage(self.out_uri, private=self.private)
         waiting = self._waiting(out, collective)
         first, last = self._own_rows(collective)
         drawn, steps = 0, len(waiting) * (last - first)

@@ -8,7 +8,6 @@ training; what it finds goes to the run's ``internal/`` folder, past everything 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from rapid_dist.collective import Collective
@@ -100,8 +99,7 @@ def require_features(settings: MethodSettings) -> None:
       ConfigError: their weights are not where the settings say.
     """
     if settings.evaluation.features != "public_classes":  # Those are made on the way.
-        root = settings.data_root
-        open_extractor(settings.evaluation, None if root is None else Path(root))
+        open_extractor(settings.evaluation, settings.data_root)
 
 
 def no_controls(context: RunContext) -> dict[str, ImageSet]:
@@ -192,8 +190,7 @@ class EvaluateTask:
     def _extractor(self, collective: Collective) -> Extractor:
         settings = self.settings
         if settings.evaluation.features != "public_classes":
-            root = None if settings.data_root is None else Path(settings.data_root)
-            return open_extractor(settings.evaluation, root)
+            return open_extractor(settings.evaluation, settings.data_root)
         name = public_classes_name(settings)
         storage = open_storage(self.public_uri).child(name)
         if collective.rank == 0 and not artifacts.is_done(storage):

@@ -161,7 +161,7 @@ def run_generate(context: RunContext) -> None:
         file=sampling_stages.SAMPLES_FILE,
         open_bundle=partial(_generator_of, context.settings, context.out.uri),
     )
-    task = drawing_of(context, (samples,))
+    task = replace(drawing_of(context, (samples,)), private=True)
     context.backend.workers.run(task, name="generate", num_workers=context.backend.num_workers)
     facts = json.loads(context.out.read(facts_file(samples.file)))
     name = sampling_stages.SAMPLES_FILE.rpartition("/")[2]

@@ -12,6 +12,7 @@ from rapid_dist.evaluation.classifiers import train_and_predict
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.context import Keeper, Report, RunContext
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE
+from rapid_dist.methods.seal import read_table
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.mechanism import GaussianEvent
@@ -75,7 +76,8 @@ def run_score(context: RunContext, event: GaussianEvent, keeper: Keeper) -> floa
             settings=context.settings, out_uri=context.out.uri, event=event, keeper=keeper
         )
         context.backend.workers.run(task, name="score", num_workers=1)
-    return float(json.loads(context.out.read(SCORE))["noised_right_answers"])
+    found = read_table(context.out, SCORE, "Restore it from a backup: what it says was charged.")
+    return float(found["noised_right_answers"])
 
 
 def require_scorable(settings: MethodSettings, promise: str) -> None:

@@ -35,7 +35,9 @@ from rapid_dist.storage import AlreadyExists, Storage, open_storage, sha256_hex
 
 Kind = Literal["attempt", "step", "query", "note"]
 
+_RELEASES = ("step", "query")  # The kinds that have an event.
 _NAME = re.compile(r"\d{12}\.json")
+_TYPES = {"index": int, "attempt": int, "run": str, "note": str, "previous": str, "hash": str}
 _READERS = 16  # Threads that read many entries at once; on S3 one by one would take minutes.
 _EVENTS: dict[str, type[Event]] = {
     "gaussian": GaussianEvent,
@@ -96,6 +98,10 @@ class Ledger:
         return self._dataset
 
     @property
+    def uri(self) -> str:
+        return self._storage.uri
+
+    @property
     def head(self) -> str:
         """The hash of the last entry: it stands for the whole ledger."""
         return self._entries[-1].hash if self._entries else _genesis(self._dataset)
@@ -150,6 +156,7 @@ class Ledger:
 
         Raises LedgerError, and adds nothing, if a newer attempt of the same run has begun.
         """
+        assert (event is not None) == (kind in _RELEASES), "A release has its event."
         while True:
             self._refuse_if_fenced(kind, run, attempt)
             entry = _sealed(
@@ -173,13 +180,14 @@ class Ledger:
                 # A retried upload may meet its own first try; `writer` makes them equal only then.
                 if self._storage.read(name) != data:
                     self.refresh()
+                    self._require_listed(entry.index)
                     continue
             self._admit(entry)
             return entry
 
     def refresh(self) -> None:
         """Reads and verifies the entries that others have appended."""
-        names = self._storage.list()
+        names = self._names()
         for index, name in enumerate(names):
             if not _NAME.fullmatch(name):
                 raise self._error(name, "is not a ledger entry. Move it elsewhere")
@@ -208,6 +216,26 @@ class Ledger:
                 f"The ledger of {self._dataset!r} at {self._storage.uri} does not hold the head "
                 f"{known_head[:16]}: entries were cut off, or it is another ledger. Bring back the "
                 "one that has it."
+            )
+
+    def _names(self) -> list[str]:
+        """Lists the entries, and once more where one seems to be missing.
+
+        A folder is not read in one moment: an entry that another writer makes meanwhile may be
+        passed over, and a later one of his be seen. Who looks again finds both.
+        """
+        names = self._storage.list()
+        if names != [_name(index) for index in range(len(names))]:
+            names = self._storage.list()
+        return names
+
+    def _require_listed(self, index: int) -> None:
+        """Refuses a store that says of a name that it is taken, and does not list it."""
+        if len(self._entries) <= index:
+            raise LedgerError(
+                f"The store of the ledger at {self._storage.uri} holds {_name(index)} and does not "
+                "list it, so what was charged cannot be known. Set runtime.ledger_dir to another "
+                "store."
             )
 
     def _require_create_if_absent(self, entry: Entry) -> None:
@@ -310,7 +338,11 @@ def _decode(data: bytes) -> Entry:
         raise ValueError("unknown or missing fields")
     if content["kind"] not in get_args(Kind):
         raise ValueError(f"unknown kind {content['kind']!r}")
+    if odd := [name for name, kind in _TYPES.items() if type(content[name]) is not kind]:
+        raise ValueError(f"{odd[0]} is {content[odd[0]]!r}")
     event = content["event"]
+    if (event is not None) != (content["kind"] in _RELEASES):
+        raise ValueError("a release without its event, or an event without a release")
     if event is not None:
         content["event"] = _EVENTS[event.pop("mechanism")](**event)
     return Entry(**content)

@@ -175,7 +175,12 @@ def _refuse_other_plan(found: Checkpoint, mechanism: DpSgdConfig) -> None:
             "another plan's: use another --out."
         )
     now = asdict(mechanism)
-    for name, was in found.facts.get("mechanism", now).items():
+    if set(found.facts.get("mechanism", ())) != set(now):
+        raise CheckpointError(
+            f"The checkpoint of step {found.step} does not say by which mechanism it was made. Go "
+            "on with the version that began the run, or use another --out."
+        )
+    for name, was in found.facts["mechanism"].items():
         same = now.get(name) == was
         if isinstance(was, float):  # Another machine may solve the last digits otherwise.
             same = math.isclose(was, now.get(name, math.nan), rel_tol=1e-6)

@@ -5,6 +5,7 @@ asked for, and charged, again: out of the plan's reserve. Where the budget then 
 that are left, those that it pays for are all, and the ledger says so.
 """
 
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -18,12 +19,18 @@ from rapid_dist.private.loop import Keeper
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.storage import Storage
 
+_FILE = re.compile(r"round-(\d+)\.npz")
 OnRound = Callable[[dict[str, float]], object]
 
 
 def waiting_rounds(storage: Storage, rounds: int) -> list[int]:
     """Returns the rounds that have no stored answer, ascending."""
     return [step for step in range(rounds) if not storage.exists(_file(step))]
+
+
+def answered_rounds(storage: Storage) -> list[int]:
+    """Returns the rounds that have a stored answer, ascending."""
+    return [int(found[1]) for name in storage.list("round-") if (found := _FILE.fullmatch(name))]
 
 
 def stored_answers(storage: Storage, rounds: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rapid_dist.errors import LedgerError
 from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.dataset_total import SCORE, sweep_of
 from rapid_dist.privacy.ledger import Ledger
@@ -50,8 +51,19 @@ def hand_over(trial: str, place: str, selection: Selection) -> None:
 
 
 def note_chosen(ledger: Ledger, run: str, sweep: str, selection: Selection) -> None:
-    """Writes to the ledger, once, that a sweep has chosen this run of its own, and its price."""
-    if run not in _chosen(ledger):
+    """Writes to the ledger, once, that a sweep has chosen this run of its own, and its price.
+
+    Raises:
+      LedgerError: the sweep has chosen another: its price is that of one choice.
+    """
+    before = [e.note for e in ledger.entries() if e.run == sweep and e.note.startswith(_CHOSEN)]
+    others = [note for note in before if not note.startswith(f"{_CHOSEN}{run} price=")]
+    if others:
+        raise LedgerError(
+            f"Sweep {sweep!r} has chosen {others[0].split()[1]!r} already, and its price is that "
+            f"of one choice: {run!r} stays. Keep the folder chosen/ of the first."
+        )
+    if not before:
         ledger.append("note", sweep, attempt=0, note=f"{_CHOSEN}{run} price={_digest(selection)}")
 
 
@@ -91,9 +103,15 @@ def trial_fault(ledger: Ledger, run: str, selection: Selection) -> str:
 
 
 def _chosen(ledger: Ledger) -> dict[str, str]:
-    """Every chosen run on the ledger, and the digest of its price."""
-    notes = [e.note.removeprefix(_CHOSEN) for e in ledger.entries() if e.note.startswith(_CHOSEN)]
-    return {run: digest for run, _, digest in (note.partition(" price=") for note in notes)}
+    """Every chosen run on the ledger, and the digest of its price; a sweep's first choice counts.
+
+    Two drivers of one sweep in a bucket, which has no lock, may each have come to a choice.
+    """
+    first: dict[str, str] = {}
+    for entry in ledger.entries():
+        if entry.kind == "note" and entry.note.startswith(_CHOSEN):
+            first.setdefault(entry.run, entry.note.removeprefix(_CHOSEN))
+    return {run: digest for run, _, digest in (n.partition(" price=") for n in first.values())}
 
 
 def _digest(selection: Selection) -> str:

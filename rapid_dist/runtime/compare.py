@@ -21,7 +21,8 @@ from typing import Any
 
 from rapid_dist.config import Recipe
 from rapid_dist.errors import RapidError
-from rapid_dist.runtime.compare_piece import PieceJob, run_apart
+from rapid_dist.methods.seal import read_table
+from rapid_dist.runtime.compare_piece import AGAIN, PieceJob, run_apart
 from rapid_dist.runtime.compare_plan import Piece, PreparedCompare, prepare_compare
 from rapid_dist.runtime.compare_results import write_results
 from rapid_dist.runtime.lock import locked
@@ -98,7 +99,6 @@ def _make_own(out: str) -> None:
 
 def _read(storage: Storage, name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(storage.read(name))
+        return read_table(storage, name, AGAIN)
     except StorageMissing:
         return {}
-    return content

@@ -19,11 +19,13 @@ from typing import Any
 
 from rapid_dist.config import parse_recipe
 from rapid_dist.errors import RapidError
+from rapid_dist.methods.seal import read_table
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.compare_memory import PeakMemory
 from rapid_dist.storage import StorageMissing, open_storage
 
 BOOK = "internal/piece.json"  # Of a piece, in its run directory.
+AGAIN = "Delete it and run the same command again: it is written anew."
 _BUNDLE = "bundle/"
 
 
@@ -85,10 +87,9 @@ def run_apart(job: PieceJob) -> None:
 def read_book(out: str) -> dict[str, Any]:
     """Returns what a piece has noted: its peaks, and why it failed, if it did."""
     try:
-        content: dict[str, Any] = json.loads(open_storage(out).read(BOOK))
+        return read_table(open_storage(out), BOOK, AGAIN)
     except StorageMissing:
         return {}
-    return content
 
 
 def _note(job: PieceJob, peak: PeakMemory, reason: str) -> None:

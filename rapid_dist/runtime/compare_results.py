@@ -15,6 +15,7 @@ from rapid_dist.errors import BudgetError
 from rapid_dist.evaluation.suite import INTERNAL
 from rapid_dist.methods import artifacts, catalog
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
+from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.accounting import epsilons, upper_bound
 from rapid_dist.privacy.dataset_total import dataset_epsilons
 from rapid_dist.privacy.ledger import Ledger
@@ -22,7 +23,7 @@ from rapid_dist.privacy.statement import rounded_up
 from rapid_dist.release.compare_page import markdown_table, render_compare
 from rapid_dist.release.compare_plots import Series, quality_svg
 from rapid_dist.release.plots import ImageSet, samples_png
-from rapid_dist.runtime.compare_piece import read_book
+from rapid_dist.runtime.compare_piece import AGAIN, read_book
 from rapid_dist.runtime.compare_plan import PIECES, Piece
 from rapid_dist.runtime.results import versions
 from rapid_dist.runtime.run_directory import Places
@@ -246,7 +247,8 @@ def _out_of(where: Places, state: Mapping[str, Any]) -> str:
 def _run(storage: Storage) -> str:
     if not storage.exists("run.json"):
         return ""
-    return str(json.loads(storage.read("run.json"))["run"])
+    restore = "Restore it from a backup: it names the run in the ledger."
+    return str(read_table(storage, "run.json", restore).get("run", ""))
 
 
 def _sheet(done: Sequence[Piece]) -> bytes:
@@ -283,10 +285,9 @@ def _samples(piece: Piece) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _summary(piece: Piece) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(open_storage(piece.out).read("summary.json"))
-    return content
+    return read_table(open_storage(piece.out), "summary.json", AGAIN)
 
 
 def _quality(piece: Piece) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(open_storage(piece.out).read("internal/quality.json"))
-    return content
+    otherwise = "Delete it and its stages/evaluate.json and summary.json: it is measured anew."
+    return read_table(open_storage(piece.out), "internal/quality.json", otherwise)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rapid_dist.errors import CheckpointError, LedgerError
-from rapid_dist.methods import artifacts
+from rapid_dist.methods import artifacts, contamination_stage
 from rapid_dist.methods.context import Stage
 from rapid_dist.methods.seal import is_done, read_done, require_whole
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.ledger import Ledger
+from rapid_dist.private.rounds import answered_rounds
 from rapid_dist.runtime.run_directory import RunDirectory
 from rapid_dist.storage import Storage
 
@@ -29,6 +30,7 @@ def require_own(directory: RunDirectory, ledger: Ledger) -> None:
       LedgerError: a query that the directory has the answer of is not in the ledger.
     """
     asked = {(e.run, e.attempt) for e in ledger.entries() if e.kind in ("query", "step")}
+    _require_asked(directory, ledger)
     for name in FOLDERS:
         storage = directory.storage.child(name)
         if not is_done(storage):
@@ -45,6 +47,23 @@ def require_own(directory: RunDirectory, ledger: Ledger) -> None:
                 f"answer of (run {directory.run!r}, attempt {facts['attempt']}): it was cut off, "
                 "or is not the ledger that was charged. Bring that one back."
             )
+
+
+def _require_asked(directory: RunDirectory, ledger: Ledger) -> None:
+    """Looks for what has paid for answers that stand in no finished folder yet."""
+    own = [entry for entry in ledger.entries() if entry.run == directory.run]
+    steps = {entry.step for entry in own if entry.kind == "step"}
+    answers = directory.storage.child("answers")
+    unpaid = [f"round {one}" for one in answered_rounds(answers) if one not in steps]
+    decided = directory.storage.exists(contamination_stage.DECISION)
+    if decided and contamination_stage.PURPOSE not in {entry.note for entry in own}:
+        unpaid.append(f"the query behind {contamination_stage.DECISION}")
+    if unpaid:
+        raise LedgerError(
+            f"The ledger of {ledger.dataset!r} lacks {unpaid[0]} of run {directory.run!r}, whose "
+            f"answer is in {directory.storage.uri}: it was cut off, or is not the ledger that was "
+            "charged. Bring that one back."
+        )
 
 
 def require_own_summary(directory: RunDirectory, summary: dict[str, Any]) -> None:

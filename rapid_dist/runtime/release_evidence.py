@@ -15,7 +15,13 @@ from rapid_dist.data.licences import recorded_licence
 from rapid_dist.diffusion.denoiser import Denoiser
 from rapid_dist.errors import BudgetError, CheckpointError, ConfigError, LedgerError
 from rapid_dist.installed import code_hash
-from rapid_dist.methods import artifacts, catalog, contamination_stage, sampling_stages
+from rapid_dist.methods import (
+    artifacts,
+    catalog,
+    contamination_stage,
+    evaluation_stage,
+    sampling_stages,
+)
 from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.privacy.dataset_total import has_secret
 from rapid_dist.privacy.ledger import Ledger
@@ -201,6 +207,9 @@ def _unfinished(
 ) -> list[str]:
     missing = [name for name in stages if not _json(storage, f"stages/{name}.json").get("done")]
     missing += [name for name in ("summary.json",) if not _json(storage, name)]
+    # Without its figures nobody could look whether one of them is in the bundle.
+    figures = f"internal/{evaluation_stage.QUALITY}"
+    missing += [figures] if "evaluate" in stages and not _json(storage, figures) else []
     place = _public_place(recipe, settings, where)
     if place is not None and not artifacts.is_done(place):
         missing.append("the public network in the public store")

@@ -13,6 +13,7 @@ config.yaml leaves out had its default, so a new setting's default must be what 
 """
 
 import json
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -92,13 +93,25 @@ def require_folder(address: str, setting: str) -> None:
     if "://" in address:
         return
     try:
-        Path(address).mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(address))
         with tempfile.TemporaryFile(dir=address):
             pass
     except OSError as error:
         raise ConfigError(
             f"{address} cannot be written ({error.strerror}). Choose another {setting}."
         ) from None
+
+
+def _make_folder(path: Path) -> None:
+    """Makes a folder that a crash cannot lose, with all that is durable in it."""
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in made:
+        opened = os.open(folder.parent, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def open_ledger(recipe: Recipe, out: str) -> Ledger:

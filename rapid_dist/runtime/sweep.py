@@ -15,7 +15,7 @@ chosen model and the price may be seen: book, trials, table and page lie in ``in
 import json
 import os
 import secrets
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,13 +24,13 @@ import numpy as np
 from rapid_dist.config import Recipe, method_settings, to_tree, to_yaml
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.methods.evaluation_stage import require_features
+from rapid_dist.methods.seal import read_table
 from rapid_dist.methods.sweep_proxy import Proxy, make_proxy
 from rapid_dist.methods.sweep_settings import Point, random_point, variants
 from rapid_dist.privacy.dataset_total import declare, declare_fixed, declared_sweeps
 from rapid_dist.privacy.keys import SecretKey
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.selection import (
-    Candidate,
     Price,
     price_composition,
     price_public,
@@ -49,7 +49,7 @@ from rapid_dist.runtime.sweep_book import Book, Trial
 from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
 from rapid_dist.runtime.sweep_results import PAGE, record_sweep, write_page
 from rapid_dist.runtime.sweep_search import Listed, Proposer, Space, proposer_of
-from rapid_dist.runtime.sweep_trial import build_public, run_trial
+from rapid_dist.runtime.sweep_trial import build_public, charged_trials, run_trial
 from rapid_dist.runtime.sweep_tune import describe_failure, run_on_tune
 from rapid_dist.storage import AlreadyExists, Storage, StorageMissing, open_storage
 
@@ -232,19 +232,12 @@ def _price(prepared: PreparedSweep, planner: Planner, trials: list[Trial]) -> Pr
     if sweep.promise == "public_proxy":
         return price_public(privacy.epsilon, privacy.delta, len(started))
     ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
-    charged = [_charged(ledger, planner, trial) for trial in started]
     return price_composition(
-        [one for one in charged if one.training],
+        charged_trials(ledger, planner.name, {_runs(planner, trial)[0] for trial in started}),
         privacy.delta,
         trial_epsilon=privacy.epsilon,
         possible=planner.possible(prepared.space) if sweep.search == "optuna" else (),
     )
-
-
-def _charged(ledger: Ledger, planner: Planner, trial: Trial) -> Candidate:
-    """Returns what the ledger says of a trial, one that failed included."""
-    run, score = _runs(planner, trial)
-    return Candidate(training=tuple(ledger.events(run)), score=tuple(ledger.events(score)))
 
 
 def _runs(planner: Planner, trial: Trial) -> tuple[str, str]:
@@ -273,7 +266,8 @@ def _drawn(prepared: PreparedSweep, planner: Planner) -> list[Point]:
         generator = key.generator("points of a sweep")
         number = prepared.recipe.sweep.runs.draw(key)
         points = [_possible_point(prepared.space, planner, generator) for _ in range(number)]
-        own.write(DRAWN, json.dumps({"points": points}).encode())
+        with suppress(AlreadyExists):  # A second driver drew first: its draw is the sweep's.
+            own.create(DRAWN, json.dumps({"points": points}).encode())
         content = _read(own, DRAWN)
     points = content["points"]
     assert isinstance(points, list)
@@ -340,7 +334,9 @@ def _declare(prepared: PreparedSweep, storage: Storage) -> str:
     name = str(_read(storage, "name.json").get("name", ""))
     if not name:
         name = f"{recipe.name}-sweep-{secrets.token_hex(4)}"
-        storage.write("name.json", json.dumps({"name": name}).encode())
+        with suppress(AlreadyExists):
+            storage.create("name.json", json.dumps({"name": name}).encode())
+        name = str(_read(storage, "name.json")["name"])
     if recipe.sweep.promise == "public_proxy":
         return name
     ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
@@ -383,8 +379,8 @@ def _shaping(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(storage: Storage, name: str) -> dict[str, Any]:
+    """Returns a JSON file of the sweep, empty if there is none yet."""
     try:
-        content: dict[str, Any] = json.loads(storage.read(name))
+        return read_table(storage, name, "Restore it from a backup, or use another --out.")
     except StorageMissing:
         return {}
-    return content

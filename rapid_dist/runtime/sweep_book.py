@@ -4,6 +4,7 @@ A trial is written down before it starts, so a sweep that was cut off knows what
 trial is tried twice: one that failed stays failed, and the next one is asked for.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rapid_dist.errors import BudgetError, ConfigError
+from rapid_dist.methods.seal import read_table
 from rapid_dist.methods.sweep_settings import Point
 from rapid_dist.runtime.sweep_planner import Planner
 from rapid_dist.runtime.sweep_search import Proposer
@@ -18,6 +20,7 @@ from rapid_dist.runtime.sweep_trial import Rung, TrialJob
 from rapid_dist.storage import Storage
 
 _NAME = re.compile(r"\d+\.json")
+_RESTORE = "Restore it from a backup, or begin the sweep again under another --out."
 
 State = Literal["started", "done", "pruned", "stopped", "failed"]
 
@@ -49,7 +52,7 @@ class Book:
         self._running: set[int] = set()
         for name in storage.list():
             if _NAME.fullmatch(name):  # Below it lie the trials themselves.
-                trial = Trial(**json.loads(storage.read(name)))
+                trial = Trial(**read_table(storage, name, _RESTORE))
                 self._trials[trial.number] = trial
         for trial in self.trials():
             if trial.state != "started":
@@ -68,7 +71,7 @@ class Book:
             self._running.add(trial.number)
             return self._planner.job(trial.number, trial.point)
         while True:
-            number = len(self._trials)
+            number = next(one for one in itertools.count() if one not in self._trials)
             point = self._proposer.propose(number)
             if point is None:
                 return None

@@ -7,7 +7,7 @@ in one process or on the workers of Ray Train.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,9 +20,11 @@ from rapid_dist.methods.context import Keeper, RunContext, Stage
 from rapid_dist.methods.evaluation_stage import QUALITY
 from rapid_dist.methods.sweep_score import TRIES, public_score, run_score
 from rapid_dist.privacy.accounting import PrivacyPlan, epsilons
+from rapid_dist.privacy.dataset_total import SCORE
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent, gaussian_event
 from rapid_dist.privacy.pld import pooled
+from rapid_dist.privacy.selection import Candidate
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.runtime import results
 from rapid_dist.runtime.backend import KeeperMaker, open_backend, open_keeper
@@ -72,6 +74,20 @@ def run_trial(job: TrialJob) -> Iterator[Rung]:
 def score_event(noise: float, kind: str) -> GaussianEvent:
     """Returns what one private score releases."""
     return gaussian_event(noise, "secure" if kind == "secure" else "fast")
+
+
+def charged_trials(ledger: Ledger, sweep: str, runs: Collection[str]) -> list[Candidate]:
+    """Returns what the ledger says of every trial of a sweep, one that failed included.
+
+    Args:
+      runs: names of trials, by their folders. The ledger knows them by that of their sweep as well:
+        one that has lost its folder has still cost what it has cost.
+    """
+    return [
+        Candidate(training=tuple(ledger.events(run)), score=tuple(ledger.events(score_run(run))))
+        for run in ledger.runs()
+        if (run in runs or run.startswith(f"{sweep}-")) and not run.endswith(SCORE)
+    ]
 
 
 def build_public(job: TrialJob) -> None:

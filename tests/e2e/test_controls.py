@@ -117,6 +117,9 @@ def test_all_of_a_run_without_privacy_is_internal(found: Found) -> None:
     assert stat.S_IMODE(inside.stat().st_mode) == 0o700
     assert (inside / "nonprivate/private/unet/diffusion_pytorch_model.safetensors").is_file()
     assert (inside / "nonprivate/samples.png").is_file()
+    kinds = {path: stat.S_IMODE(path.stat().st_mode) for path in inside.rglob("*")}
+    assert {mode for path, mode in kinds.items() if path.is_file()} == {0o600}
+    assert {mode for path, mode in kinds.items() if path.is_dir()} == {0o700}
     outside = {
         path.relative_to(out).parts[0] for path in out.rglob("*") if inside not in path.parents
     }

@@ -167,6 +167,8 @@ def _quality_in_bundle(out: Path) -> None:
         (lambda out: None, ("release.noise=secure",), {"noise_as_demanded": "5 of 5 releases"}),
         (lambda out: None, ("release.dataset_epsilon=1",), {"dataset_budget_kept": "are 1 "}),
         (lambda out: None, ("runtime.debug=true",), {"mode_not_debug": "runtime.debug"}),
+        (lambda out: (out / "internal" / "quality.json").write_text("{"), (),
+         {"run_finished": "internal/quality.json missing"}),
         (lambda out: (out / "summary.json").unlink(), (),
          {"run_finished": "summary.json", "versions_known": "torch"}),
     ],

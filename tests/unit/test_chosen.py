@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from rapid_dist.errors import LedgerError
 from rapid_dist.privacy.dataset_total import declare, declare_fixed
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
@@ -61,7 +62,7 @@ def test_a_price_that_was_changed_is_not_the_ledgers(ledger: Ledger) -> None:
 
 
 def test_a_recipe_that_was_chosen_on_private_data_is_not_trained_anew(ledger: Ledger) -> None:
-    note_chosen(ledger, "scans-sweep-1-0a1b-cafe", "scans-sweep-1", PRICE)
+    note_chosen(ledger, "scans-sweep-4-0a1b-cafe", "scans-sweep-4", PRICE)
     assert "has chosen this recipe" in trial_fault(ledger, "scans-7777-cafe", {})
     assert trial_fault(ledger, "scans-7777-beef", {}) == ""
 
@@ -70,3 +71,13 @@ def test_a_trial_that_was_never_scored_is_known_by_the_name_of_its_sweep(ledger:
     declare_fixed(ledger, "scans-sweep-3", "per_trial")
     _charged(ledger, "scans-sweep-3-0a1b", scored=False)
     assert "has not chosen it" in trial_fault(ledger, "scans-sweep-3-0a1b", {})
+
+
+def test_a_sweep_chooses_once_whoever_else_drives_it(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="has chosen 'won' already, and its price is that of one"):
+        note_chosen(ledger, "lost", "scans-sweep-1", PRICE)
+    # A second driver that had not yet seen the first one's choice.
+    note = ledger.entries()[-1].note.replace("won", "lost")
+    ledger.append("note", "scans-sweep-1", attempt=0, note=note)
+    assert "has not chosen it" in trial_fault(ledger, "lost", PRICE)
+    assert trial_fault(ledger, "won", PRICE) == ""

@@ -150,6 +150,18 @@ def test_a_head_that_was_cut_off_does_not_verify(capsys: Captured, tmp_path: Pat
     assert "head" in capsys.readouterr().err
 
 
+def test_a_ledger_without_an_entry_verifies_nothing_and_is_said_to_be_empty(
+    capsys: Captured, tmp_path: Path
+) -> None:
+    arguments = ["-r", "digits", "-o", str(tmp_path / "nowhere" / "run")]
+    assert main(["ledger", "verify", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert f"There is no entry at {tmp_path}/nowhere/ledger/digits, so nothing was verified" in said
+    assert main(["ledger", "show", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert f"Nothing was ever charged at {tmp_path}/nowhere/ledger/digits" in said
+
+
 def test_every_job_is_a_command_and_short() -> None:
     jobs = Path(__file__).resolve().parents[2] / "jobs"
     names = {path.stem: path.read_text() for path in jobs.glob("*.py") if path.stem != "__init__"}

@@ -14,7 +14,7 @@ import pytest
 
 from rapid_dist.cli.main import main
 from rapid_dist.config import Recipe, load_recipe
-from rapid_dist.errors import BudgetError, ConfigError
+from rapid_dist.errors import BudgetError, CheckpointError, ConfigError
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.compare_settings import CompareConfig
 from rapid_dist.privacy.accounting import epsilons, upper_bound
@@ -210,6 +210,19 @@ def test_a_failed_piece_is_told_and_tried_again_and_all_is_its_owners_alone(tmp_
     again = run_compare(recipe, str(out), run_one=run_one)
     assert asked[3:] == ["public-any-1"]
     assert again["rows"] == result["rows"]
+
+
+def test_a_torn_file_of_a_piece_is_named_with_what_to_do(tmp_path: Path) -> None:
+    recipe, out = _recipe("compare.methods=[public]"), tmp_path / "c"
+    run_compare(recipe, str(out), run_one=_pretend)
+    for name in ("piece.json", "summary.json", "internal/quality.json"):
+        file = out / "pieces" / "public-any-0" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:9])
+        with pytest.raises(CheckpointError, match=f"public-any-0/{name} is torn. Delete it"):
+            run_compare(recipe, str(out), run_one=_pretend)
+        file.write_bytes(whole)
+    run_compare(recipe, str(out), run_one=_pretend)
 
 
 def _row(name: str, epsilon: float | None, value: float, spread: float | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rapid_dist.errors import ConfigError, LedgerError
+from rapid_dist.errors import ConfigError, LedgerError, StorageError
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent, GaussianEvent
 from rapid_dist.storage import LocalStorage, Storage, sha256_hex
@@ -114,14 +114,23 @@ def _edit(**changes: object) -> Callable[[MemoryStorage], None]:
 
 
 def _edit_and_seal(storage: MemoryStorage) -> None:
-    name = "faces/000000000001.json"
-    entry = json.loads(storage.read(name))
-    del entry["hash"]
-    entry["event"]["noise_multiplier"] = 40.0
-    sealed = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
-    entry["hash"] = sha256_hex(sealed)
-    data = json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n"
-    storage.write(name, data.encode())
+    event = {"mechanism": "gaussian", "noise_multiplier": 40.0}
+    _sealed(1, event=event)(storage)
+
+
+def _sealed(number: int, **changes: object) -> Callable[[MemoryStorage], None]:
+    """An entry by somebody who knows how they are made."""
+
+    def tamper(storage: MemoryStorage) -> None:
+        name = f"faces/{number:012d}.json"
+        entry = json.loads(storage.read(name)) | changes
+        del entry["hash"]
+        sealed = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+        entry["hash"] = sha256_hex(sealed)
+        data = json.dumps(entry, sort_keys=True, separators=(",", ":")) + "\n"
+        storage.write(name, data.encode())
+
+    return tamper
 
 
 def _tear(storage: MemoryStorage) -> None:
@@ -141,11 +150,14 @@ def _copy_over(storage: MemoryStorage) -> None:
         (_tear, "000000000001", "torn"),
         (_copy_over, "000000000001", "says it is number 2"),
         (_edit(note="nothing to see"), "000000000001", "was changed"),
-        (_edit(event=None), "000000000001", "was changed"),
+        (_edit(event=None), "000000000001", "a release without its event"),
         (_edit(dataset="scans"), "000000000001", "belongs to the data set 'scans'"),
         (_edit(kind="gift"), "000000000001", "unknown kind"),
         (_edit(extra=1), "000000000001", "unknown or missing fields"),
         (_edit_and_seal, "000000000002", "does not follow"),
+        (_sealed(2, event=None), "000000000002", "a release without its event"),
+        (_sealed(2, kind="note"), "000000000002", "an event without a release"),
+        (_sealed(2, attempt="1"), "000000000002", "attempt is '1'"),
         (lambda s: s.write("faces/notes.txt", b""), "notes.txt", "not a ledger entry"),
     ],
 )
@@ -272,3 +284,51 @@ def test_an_upload_whose_answer_was_lost_is_charged_once() -> None:
 def test_a_data_set_name_that_is_no_folder_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be named"):
         _ledger(MemoryStorage(), name)
+
+
+class _PassingOver(MemoryStorage):
+    """Lists as a folder does in which another writes: the last but one is passed over, once."""
+
+    def __init__(self, files: dict[str, bytes], prefix: str = "", *, always: bool = False) -> None:
+        super().__init__(files, prefix)
+        self._looks, self._always = 0, always
+
+    def list(self, prefix: str = "") -> list[str]:
+        names = super().list(prefix)
+        self._looks += 1
+        return names if self._looks > 1 and not self._always else [*names[:-2], *names[-1:]]
+
+    def child(self, prefix: str) -> "_PassingOver":
+        return _PassingOver(self.files, f"{self._prefix}{prefix}/", always=self._always)
+
+
+def test_an_entry_that_was_passed_over_while_another_wrote_is_looked_for_again() -> None:
+    storage = MemoryStorage()
+    _with_three_entries(storage)
+    assert len(_ledger(_PassingOver(storage.files)).entries()) == 3
+    with pytest.raises(LedgerError, match=r"000000000001\.json.* is missing, but later"):
+        _ledger(_PassingOver(storage.files, always=True))
+
+
+class _Unlisted(MemoryStorage):
+    """Holds what it never lists."""
+
+    def list(self, prefix: str = "") -> list[str]:
+        return []
+
+    def child(self, prefix: str) -> "_Unlisted":
+        return _Unlisted(self.files, f"{self._prefix}{prefix}/")
+
+
+def test_a_store_that_does_not_list_what_it_holds_is_refused_and_not_asked_for_ever() -> None:
+    storage = MemoryStorage()
+    _with_three_entries(storage)
+    blind = _ledger(_Unlisted(storage.files))
+    with pytest.raises(LedgerError, match=r"holds 000000000000\.json and does not list it"):
+        blind.begin_attempt("run-1")
+
+
+def test_a_ledger_whose_folder_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "faces").symlink_to(tmp_path / "faces")
+    with pytest.raises(StorageError, match="cannot be listed"):
+        _ledger(tmp_path)

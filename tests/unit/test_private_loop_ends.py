@@ -107,6 +107,19 @@ def test_the_constants_of_the_mechanism_never_change_within_a_run(
     _train(CountingKeeper(), storage, noise_multiplier=0.7 * (1 + 1e-12))
 
 
+def test_a_checkpoint_that_does_not_say_its_mechanism_is_not_gone_on_with() -> None:
+    storage, keeper = MemoryStorage(), CountingKeeper()
+    _crash(keeper, storage)
+    kept, charged = Checkpoints(storage).latest(), len(keeper.charged)
+    assert kept is not None
+    for name in storage.list():
+        storage.delete(name)
+    Checkpoints(storage).save(kept.step, kept.tensors, {"attempt": kept.facts["attempt"]})
+    with pytest.raises(CheckpointError, match="does not say by which mechanism"):
+        _train(keeper, storage)
+    assert len(keeper.charged) == charged
+
+
 def test_who_is_told_to_leave_has_a_checkpoint_first_and_repeats_nothing() -> None:
     keeper, storage = CountingKeeper(), MemoryStorage()
     with pytest.raises(_Crash):

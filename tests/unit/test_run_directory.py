@@ -1,5 +1,6 @@
 """A run directory belongs to one recipe, and knows what has been done in it."""
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,13 @@ import yaml
 
 from rapid_dist.config import Recipe, parse_recipe
 from rapid_dist.errors import ConfigError
-from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
+from rapid_dist.runtime.run_directory import (
+    Places,
+    RunDirectory,
+    places,
+    require_folder,
+    require_writable,
+)
 
 
 def _recipe(**changes: object) -> Recipe:
@@ -189,3 +196,16 @@ def test_a_stage_that_fails_is_timed_and_not_done(tmp_path: Path) -> None:
 def test_internal_results_are_for_their_owner_alone(tmp_path: Path) -> None:
     RunDirectory(_recipe(), str(tmp_path)).storage.write("internal/controls/a.npz", b"")
     assert stat.S_IMODE((tmp_path / "internal").stat().st_mode) == 0o700
+
+
+def test_the_folders_of_a_ledger_are_durable_before_anything_is_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fsync(opened: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{opened}"))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    require_folder(str(tmp_path / "a" / "ledger"), "runtime.ledger_dir")
+    assert sorted(synced) == [str(tmp_path), str(tmp_path / "a")]

@@ -1,10 +1,12 @@
 """A finished folder says whose it is and what is in it; damage is named, with what to do."""
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rapid_dist.confined import PREFIX
 from rapid_dist.errors import CheckpointError, ShardError
 from rapid_dist.methods.artifacts import put_folder, with_folder
 from rapid_dist.methods.seal import (
@@ -24,6 +26,18 @@ def _filled(folder: Path) -> None:
     (folder / "deep").mkdir()
     (folder / "deep" / "weights").write_bytes(b"0123456789" * 20)
     (folder / "facts.json").write_text("{}")
+
+
+def test_what_is_on_its_way_into_a_folder_and_out_is_its_owners_alone(place: Storage) -> None:
+    """A killed process leaves it behind; the next one that needs such a folder removes it."""
+    seen = []
+
+    def look(folder: Path) -> None:
+        seen.append((folder.name.startswith(PREFIX), stat.S_IMODE(folder.stat().st_mode)))
+
+    put_folder(LocalStorage(Path(place.uri).parent / "other"), look, of="run-1")
+    with_folder(place, look, sealed=True)
+    assert seen == [(True, 0o700)] * 2
 
 
 def _names(folder: Path) -> list[str]:

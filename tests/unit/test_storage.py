@@ -166,6 +166,13 @@ def test_a_killed_writer_leaves_nothing_that_is_listed(tmp_path: Path) -> None:
     assert LocalStorage(tmp_path).list() == []
 
 
+def test_a_folder_that_cannot_be_looked_into_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert LocalStorage(tmp_path / "nothing").list() == []
+    with pytest.raises(StorageError, match=r"loop/\* cannot be listed \(.*same command"):
+        LocalStorage(tmp_path / "loop").list()
+
+
 def test_private_files_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     open_storage(tmp_path / "mine", private=True).write("deep/x", b"1")
     assert (tmp_path / "mine/deep/x").stat().st_mode & 0o777 == 0o600

@@ -7,20 +7,21 @@ from typing import Any
 import pytest
 
 from rapid_dist.config import load_recipe
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import CheckpointError, ConfigError
 from rapid_dist.methods.sweep_proxy import Proxy
 from rapid_dist.methods.sweep_settings import Point
 from rapid_dist.privacy.dataset_total import declare
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.selection import Candidate, RunsConfig
+from rapid_dist.runtime import sweep
 from rapid_dist.runtime.run_directory import Places
-from rapid_dist.runtime.sweep import PreparedSweep, _declare
+from rapid_dist.runtime.sweep import PreparedSweep, _declare, _drawn
 from rapid_dist.runtime.sweep_book import Book
 from rapid_dist.runtime.sweep_planner import Planner, check_sweep, space_of
 from rapid_dist.runtime.sweep_search import Listed
 from rapid_dist.runtime.sweep_trial import Rung
-from rapid_dist.storage import LocalStorage
+from rapid_dist.storage import LocalStorage, Storage
 
 SOLVED = ["sweep.solve=noise_multiplier", "privacy.expected_batch=32", "privacy.epsilon=1"]
 
@@ -101,6 +102,47 @@ def test_a_book_that_is_opened_again_goes_on_with_what_was_cut_off(tmp_path: Pat
     book.stopped(3)
     assert [trial.state for trial in book.trials()] == ["done", "done", "failed", "stopped"]
     assert again.told == {0: 0.4, 1: 0.5, 2: None, 3: None}
+
+
+def test_a_line_of_the_book_that_is_torn_is_named_and_one_that_is_gone_is_its_own_again(
+    tmp_path: Path,
+) -> None:
+    planner, storage = _planner(tmp_path), LocalStorage(tmp_path / "b")
+    first = Book(storage, planner, Listening(_steps(3, 4, 5)))
+    for number in range(3):
+        assert first.next() is not None
+        first.rung(number, _rung(0.5))
+    line = storage.read("001.json")
+    storage.write("001.json", line[:40])
+    with pytest.raises(CheckpointError, match=r"b/001\.json is torn\. Restore it"):
+        Book(storage, planner, Listening(_steps(3, 4, 5)))
+    storage.delete("001.json")
+    job = Book(storage, planner, Listening(_steps(3, 4, 5))).next()
+    assert job is not None
+    assert job.number == 1  # And no other trial's line is written over.
+
+
+def test_of_two_drivers_of_one_sweep_both_go_by_the_first_ones_draw_and_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("digits", [*SOLVED, "privacy.steps=3", "sweep.promise=repeat_and_select"])
+    where = Places(out=f"{tmp_path}/s", public=f"{tmp_path}/p", ledger=f"{tmp_path}/ledger")
+    prepared = PreparedSweep(recipe=recipe, places=where, space={"split.split_step": [100, 200]})
+    planner = _planner(tmp_path, "privacy.steps=3", "sweep.promise=repeat_and_select")
+    storage = LocalStorage(tmp_path / "s")
+    first = (_declare(prepared, storage), _drawn(prepared, planner))
+    read, seen = sweep._read, set[str]()
+
+    def late(storage: Storage, name: str) -> dict[str, Any]:
+        """The second driver looks just before the first one writes."""
+        if name in seen:
+            return read(storage, name)
+        seen.add(name)
+        return {}
+
+    monkeypatch.setattr(sweep, "_read", late)
+    assert (_declare(prepared, storage), _drawn(prepared, planner)) == first
+    assert len(seen) == 2
 
 
 def test_one_failed_trial_does_not_end_the_sweep(tmp_path: Path) -> None:

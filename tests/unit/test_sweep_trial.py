@@ -8,7 +8,8 @@ from rapid_dist.config import Recipe, load_recipe, to_tree
 from rapid_dist.errors import BudgetError
 from rapid_dist.privacy.accounting import plan
 from rapid_dist.privacy.ledger import Ledger
-from rapid_dist.runtime.sweep_trial import TrialJob, require_as_planned
+from rapid_dist.privacy.mechanism import GaussianEvent
+from rapid_dist.runtime.sweep_trial import TrialJob, charged_trials, require_as_planned
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,14 @@ def test_a_trial_that_asked_twice_is_not(
     _charged(job, priors=priors, steps=job.charged.dp_sgd.steps + more)
     with pytest.raises(BudgetError, match="more than its plan"):
         require_as_planned(job, "r")
+
+
+def test_a_trial_that_has_lost_its_folder_is_priced_all_the_same(tmp_path: Path) -> None:
+    ledger, event = Ledger.open(tmp_path, "digits"), GaussianEvent(noise_multiplier=2.0)
+    for run in ("scans-sweep-1-0a1b", "scans-sweep-1-2c3d", "scans-sweep-1-2c3d-score", "other"):
+        ledger.append("query", run, attempt=ledger.begin_attempt(run), event=event)
+    one, two = charged_trials(ledger, "scans-sweep-1", {"scans-sweep-1-0a1b"})
+    assert (one.training, one.score) == ((event,), ())
+    assert (two.training, two.score) == ((event,), (event,))
+    # A sweep that has lost its name has others than its trials' folders tell.
+    assert charged_trials(ledger, "scans-sweep-2", {"scans-sweep-1-0a1b"}) == [one]

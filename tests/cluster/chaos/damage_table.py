@@ -58,7 +58,7 @@ def _unpaid_checkpoint(place: Place) -> None:
     checkpoints = Checkpoints(storage, of=_run_of(place))
     own = checkpoints.latest()
     assert own is not None
-    checkpoints.save(PLANNED, own.tensors, {"attempt": 9})
+    checkpoints.save(PLANNED, own.tensors, {**own.facts, "attempt": 9})
 
 
 def _older_by_newer_name(place: Place) -> None:
