@@ -4,8 +4,10 @@
     python benchmarks/compare.py --parts digits,digits-ablations
     python benchmarks/compare.py --parts mnist --set data.root=DIR
     python benchmarks/compare.py --parts mnist-best --best rapid,dpdm --set data.root=DIR
+    python benchmarks/compare.py --parts digits --first-seed 2 --seeds 1 --add
     python benchmarks/compare.py --document     # what there is, into docs/results.md
 
+With ``--add`` rows, budgets or seeds join those that the results of the part hold already.
 Resumable piece by piece: the same command goes on, and writes the results so far after every part.
 A part leaves ``results/compare-PART.json`` with all figures by seed and epsilon, its figure and its
 sheet of samples beside it, its page in ``OUT/compare-PART/compare.html`` (internal). All parts
@@ -19,17 +21,19 @@ ablations have one seed, at epsilon 10 on digits and at 1 on mnist, those of the
 
 import argparse
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, arguments, in_document, table, write
+from compare_add import added, is_drawn_anew, write_sheet
 
 from rapid_dist.config import Recipe, load_recipe, to_tree
 from rapid_dist.methods.catalog import METHODS
+from rapid_dist.release.compare_plots import quality_svg
 from rapid_dist.runtime.compare import run_compare
+from rapid_dist.runtime.compare_results import series_of
 
 Settings = dict[str, Any]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
@@ -185,10 +189,10 @@ def recipe_of(name: str, part: Part, options: argparse.Namespace) -> Recipe:
     """Returns the recipe of a part, its rows in section ``compare``."""
     epsilons = tuple(options.epsilons or part.epsilons)
     compare = {
-        "methods": list(part.rows),
+        "methods": list(options.rows or part.rows),
         "epsilons": list(epsilons),
         "seeds": options.seeds or part.seeds,
-        "first_seed": part.first_seed,
+        "first_seed": part.first_seed if options.first_seed is None else options.first_seed,
         "variants": part.variants,
         "budgets": {at: one for at, one in part.budgets.items() if at in epsilons},
     }
@@ -222,11 +226,18 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> None:
     ]
     print(table(rows, ["row", "epsilon", "seeds", "mean", "spread", *chief[1:]]), flush=True)
     kept = {key: value for key, value in result.items() if key not in ("page", "versions")}
-    write(f"compare-{name}", {**kept, "part": name, "settings": to_tree(recipe)})
+    kept |= {"part": name, "settings": json.loads(json.dumps(to_tree(recipe)))}
     # Internal, as all that is measured on private records; those of a test bed are public.
-    shutil.copy(f"{options.out}/compare-{name}/compare.svg", RESULTS / f"compare-{name}.svg")
-    sheet = f"{options.out}/compare-{name}/compare-samples.png"
-    shutil.copy(sheet, RESULTS / f"compare-{name}.png")
+    sheet = Path(f"{options.out}/compare-{name}/compare-samples.png").read_bytes()
+    path = RESULTS / f"compare-{name}.json"
+    earlier = json.loads(path.read_text()) if options.add and path.is_file() else None
+    if earlier is None or is_drawn_anew(earlier, kept):
+        write_sheet(path.with_suffix(".png"), sheet, below=earlier is not None)
+    if earlier is not None:
+        kept = added(earlier, kept)
+    figure = quality_svg(series_of(kept["rows"], kept["chief"]), kept["chief"])
+    path.with_suffix(".svg").write_text(figure)
+    write(f"compare-{name}", kept)
 
 
 def documented(result: dict[str, Any]) -> str:
@@ -279,6 +290,9 @@ def options_of() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--document", action="store_true", help="from the last results")
     parser.add_argument("--seeds", type=int, help="instead of a part's own")
+    parser.add_argument("--first-seed", type=int, help="instead of a part's own")
+    parser.add_argument("--rows", type=_names, help="instead of all of a part: rapid,dpdm")
+    parser.add_argument("--add", action="store_true", help="join the results that there are")
     parser.add_argument("--epsilons", type=_numbers, help="instead of a part's own: 1,10")
     parser.add_argument("--best", default="rapid,references", help="rows of mnist-best")
     return parser
@@ -299,6 +313,10 @@ def main() -> None:
         raise SystemExit(f"No such part: {', '.join(unknown)}. --list names them.")
     for name in asked:
         run_part(name, known[name], options)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

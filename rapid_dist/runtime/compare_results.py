@@ -61,7 +61,7 @@ def write_results(
             state["state"] = "done"
             state["figures"] = _figures(piece, summaries[piece.name], making)
         states.append(state)
-    rows = _rows(states)
+    rows = rows_of(states)
     quality = [_quality(piece) for piece in done]
     result: dict[str, Any] = {
         "notice": INTERNAL,
@@ -84,7 +84,7 @@ def write_results(
     }
     own = open_storage(where.out, private=True)
     sheet = _sheet(done)
-    figure = quality_svg(_series(rows, result["chief"]), result["chief"])
+    figure = quality_svg(series_of(rows, result["chief"]), result["chief"])
     if sheet:
         own.write("compare-samples.png", sheet)
     own.write("compare.svg", figure.encode())
@@ -123,7 +123,7 @@ def _figures(
     }
 
 
-def _rows(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows_of(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns a row of means and spreads for every row and epsilon that has a figure."""
     groups: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
     for state in states:
@@ -154,7 +154,7 @@ def _rows(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _series(rows: Sequence[Mapping[str, Any]], chief: str) -> list[Series]:
+def series_of(rows: Sequence[Mapping[str, Any]], chief: str) -> list[Series]:
     """Returns a line a row, over its epsilons; a level where it has no budget."""
     found: dict[str, list[tuple[float | None, float, float]]] = {}
     for row in rows:

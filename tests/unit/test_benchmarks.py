@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -182,3 +183,42 @@ def test_a_table_takes_the_place_of_the_one_before_in_a_document() -> None:
     assert output.in_document(new, "one", "| new |") == new
     with pytest.raises(ValueError, match="has no <!-- two: begin -->"):
         output.in_document(new, "two", "")
+
+
+def _comparison(*seeds: int, rows: tuple[str, ...] = ("rapid",), steps: int = 5) -> dict[str, Any]:
+    pieces = [
+        {
+            "piece": f"{row}-1-{seed}", "row": row, "method": "rapid", "promise": "charged",
+            "epsilon": 1.0, "seed": seed, "state": "done", "figures": {"mean": float(seed)},
+        }
+        for row in rows
+        for seed in seeds
+    ]  # fmt: skip
+    compare = {"methods": list(rows), "seeds": len(seeds), "variants": {}, "budgets": {}}
+    settings = {"privacy": {"steps": steps}, "runtime": {"workers": len(seeds)}, "compare": compare}
+    return {"pieces": pieces, "command": f"seeds {seeds}", "settings": settings}
+
+
+def test_a_later_go_of_a_comparison_adds_seeds_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = _benchmark("compare_add")
+    first, second = _comparison(0, 1), _comparison(2)
+    both = module.added(first, second)
+    assert [(one["row"], one["mean"]["mean"], one["seeds"]) for one in both["rows"]] == [
+        ("rapid", 1.0, 3)
+    ]
+    assert not module.is_drawn_anew(first, second)
+    other = _comparison(0, rows=("dpdm",))
+    every = module.added(both, other)
+    assert every["methods"] == ["rapid", "dpdm"]
+    assert module.is_drawn_anew(both, other)
+    assert [one["command"] for one in every["earlier"]] == ["seeds (0, 1)", "seeds (2,)"]
+
+
+def test_a_go_with_other_settings_does_not_join_a_comparison(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = _benchmark("compare_add")
+    with pytest.raises(SystemExit, match="differ in privacy"):
+        module.added(_comparison(0), _comparison(1, steps=6))
