@@ -217,7 +217,7 @@ def paced(results: list[Any]) -> list[dict[str, float]]:
 
 def report(options: argparse.Namespace) -> int:
     own_tests()
-    from safety_costs import lost, usual_intervals
+    from safety_costs import COLUMNS, lost, usual_intervals
 
     from tests.cluster.chaos.report import added, by_signal, markdown
 
@@ -240,11 +240,7 @@ def report(options: argparse.Namespace) -> int:
     if not options.document:
         write_json(options.out, found)
     tables = [markdown(by_signal(found["rows"]))]
-    for name in ("lost", "costs"):
-        if found.get(name):
-            tables.append(
-                table(found[name], list(dict.fromkeys(c for r in found[name] for c in r)))
-            )
+    tables += [table(found[name], of) for name, of in COLUMNS.items() if found.get(name)]
     print("\n\n".join(tables[1:]))
     if options.out == RESULTS / "chaos.json":
         DOCUMENT.write_text(in_document(DOCUMENT.read_text(), "chaos", "\n\n".join(tables)))

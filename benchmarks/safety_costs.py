@@ -24,6 +24,16 @@ from rapid_dist.storage import LocalStorage
 
 STEPS = {"digits": 20, "mnist": 8}  # Of a recipe's own batch and draws, after one that warms up.
 SAVES = 9
+COLUMNS = {
+    "lost": (
+        "a worker is killed", "interval seconds", "starting again", "lost seconds",
+        "lost intervals",
+    ),
+    "costs": (
+        "recipe", "step seconds", "charge, beside the sum", "charge adds", "checkpoint",
+        "checkpoint every", "share", "share if all was waited for", "interval seconds",
+    ),
+}  # fmt: skip
 EVERY = 3  # Steps between two checkpoints of the run whose workers are killed.
 
 
