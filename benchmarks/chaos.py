@@ -95,6 +95,12 @@ def kill(options: argparse.Namespace, folder: Path, found: dict[str, list[Any]])
     for number in range(options.ray):
         fault = on_ray.FAULTS[(options.first + number) % len(on_ray.FAULTS)]
         say("Ray, 2 workers", on_ray.survive_on_ray(fault, place(number, "ray")))
+    if options.ray_s3:
+        with _bucket() as bucket:
+            for number, fault in enumerate(on_ray.FAULTS_ON_S3[: options.ray_s3]):
+                where = f"{bucket}/ray-{number}"
+                found_there = on_ray.survive_on_ray(fault, place(number, "ray-s3"), where=where)
+                say("Ray, 2 workers, on S3", found_there)
     for number in range(options.lost):  # At the end of each step between two checkpoints.
         nth = EVERY + 1 + number % EVERY
         fault = killer.Fault(target="worker", signal="KILL", moment="noise, then update", nth=nth)
@@ -151,6 +157,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--signals", nargs="+", default=["KILL", "STOP", "TERM"], help="of those")
     parser.add_argument("--s3", type=int, default=20, help="of one whose run is in a bucket")
     parser.add_argument("--ray", type=int, default=21, help="on Ray, a cluster each")
+    parser.add_argument("--ray-s3", type=int, default=5, help="of those whose run is in a bucket")
     parser.add_argument("--first", type=int, default=0, help="place of the first one on Ray")
     parser.add_argument("--lost", type=int, default=0, help="workers killed in a paced run")
     parser.add_argument("--seed", type=int, default=0)

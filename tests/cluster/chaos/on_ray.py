@@ -69,12 +69,26 @@ FAULTS = (
     _worker("STOP", "in a checkpoint", 2),
     _at_random("driver", "TERM", 0.5, STARTS),
 )
+# Of a run in a bucket, where the worker of rank 0 sends checkpoints.
+FAULTS_ON_S3 = (
+    _worker("KILL", "in an upload", 2),
+    _worker("STOP", "in an upload", 1),
+    Fault(target="keeper", signal="KILL", moment="before the entry", nth=6),
+    _worker("KILL", "in an upload", 1),
+    _at_random("driver", "KILL", 0.5),
+)
 
 
-def survive_on_ray(fault: Fault, folder: Path, *, pace_sec: float = PACE_SEC) -> Result:
-    """As ``killer.survive``, on a cluster that is started for each command."""
+def survive_on_ray(
+    fault: Fault, folder: Path, *, where: str = "", pace_sec: float = PACE_SEC
+) -> Result:
+    """As ``killer.survive``, on a cluster that is started for each command.
+
+    Args:
+      where: of the run, if it is not in the folder: a bucket's prefix.
+    """
     started = time.monotonic()
-    run = SmallRun(folder=str(folder / "all"), pace_sec=pace_sec)
+    run = SmallRun(folder=where or str(folder / "all"), pace_sec=pace_sec)
     log, mark = folder / "log.jsonl", folder / "mark"
     name = "STOP" if fault.signal == "HANG" else fault.signal
     number = getattr(signal, f"SIG{name}")

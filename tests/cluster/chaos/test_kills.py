@@ -21,6 +21,7 @@ from tests.cluster.chaos.report import added, by_signal
 from tests.cluster.chaos.runs import EVERY, STEPS, SmallRun, examine
 
 ROOT = Path(__file__).parents[3]
+NO_RAY = ("--ray", "0", "--ray-s3", "0")
 
 
 def _killed(out: Path, *options: str) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _asserted(found: dict[str, Any], tried: int) -> None:
 def dozen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A dozen faults in a row, and after them the two planted ones."""
     out = tmp_path_factory.mktemp("chaos") / "chaos.json"
-    return _killed(out, "--process", "12", "--s3", "0", "--ray", "0", "--seed", "3", "--planted")
+    return _killed(out, *NO_RAY, "--process", "12", "--s3", "0", "--seed", "3", "--planted")
 
 
 def test_a_dozen_faults_cost_no_run_and_no_step_is_under_counted(dozen: dict[str, Any]) -> None:
@@ -156,7 +157,7 @@ def test_time_lost_by_a_fall_is_until_the_run_is_again_where_it_was(tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_two_hundred_faults_cost_no_run_and_no_step_is_under_counted(tmp_path: Path) -> None:
-    found = _killed(tmp_path / "chaos.json", "--process", "180", "--s3", "20", "--ray", "0")
+    found = _killed(tmp_path / "chaos.json", *NO_RAY, "--process", "180", "--s3", "20")
     _asserted(found, tried=195)
 
 
@@ -165,4 +166,4 @@ def test_two_hundred_faults_cost_no_run_and_no_step_is_under_counted(tmp_path: P
 @pytest.mark.timeout(7200)
 def test_faults_of_every_process_of_a_cluster_cost_no_run(tmp_path: Path) -> None:
     found = _killed(tmp_path / "chaos.json", "--process", "0", "--s3", "0")
-    _asserted(found, tried=19)
+    _asserted(found, tried=24)
