@@ -76,6 +76,9 @@ class ScheduleConfig:
 
         The last three are distributions of Dockhorn et al. (2023) as well; loss weight and network
         stay those of EDM whatever the law.
+
+        Raises:
+          ConfigError: the law has no weight on any of these steps.
         """
         if law == "steps" or (law == "auto" and log_level_mean is None):
             return np.arange(1, top + 1) / top
@@ -89,6 +92,12 @@ class ScheduleConfig:
             between = (log_levels[:-1] + log_levels[1:]) / 2
             edges = np.exp(np.concatenate([log_levels[:1], between, log_levels[-1:]]))
             chances = np.diff(_TIMES[law](edges))[:top]
+        if not chances.sum() > 0:
+            raise ConfigError(
+                f"train.log_level_mean={log_level_mean} and train.log_level_std={log_level_std} "
+                f"leave none of steps 1..{top} to train on: there ln(noise level) is between "
+                f"{log_levels[0]:.3g} and {log_levels[top - 1]:.3g}. Choose a mean among those."
+            )
         cumulated: np.ndarray = np.cumsum(chances) / chances.sum()
         cumulated[-1] = 1.0  # Whatever order the sums were made in.
         return cumulated

@@ -79,6 +79,12 @@ def check_method(settings: MethodSettings) -> None:
             f"Method {settings.method} works on pixels so far. Set autoencoder to null."
         )
     check_settings(settings)
+    asked_without_label = has_stage(settings, "contrast") or settings.method == "public"
+    if asked_without_label and settings.network.label_drop == 0:
+        raise ConfigError(
+            f"Method {settings.method} asks the public network without a label, which it never "
+            "learns with network.label_drop=0. Set it to 0.1."
+        )
     if settings.privacy.candidate_share and not has_stage(settings, "candidates"):
         raise ConfigError(
             f"Method {settings.method} has no second round of votes, got privacy.candidate_share="

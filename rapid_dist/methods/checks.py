@@ -14,8 +14,9 @@ def check_settings(settings: MethodSettings) -> None:
     """Refuses settings of several rooms that do not go together.
 
     Raises:
-      ConfigError: samples from a prior that is not made, a network that does not fit the images, or
-        a subset of parameters that is none of the network's.
+      ConfigError: samples from a prior that is not made, steps of which none is trained on, fresh
+        noise or guidance that nothing would come of, a network that does not fit the images, or a
+        subset of parameters that is none of the network's.
     """
     privacy = settings.privacy
     if settings.sampling.source == "prior" and not (privacy.prior_share or privacy.prior_noise):
@@ -29,7 +30,41 @@ def check_settings(settings: MethodSettings) -> None:
             f"prior.feature_step is {prior.feature_step}, but schedule.num_steps is {top}. Choose "
             "a step of the schedule."
         )
-    apply_subset(shape_of(settings), settings.train)
+    train = settings.train
+    last = top if train.mode == "full" else settings.split.split_step
+    settings.schedule.step_law(
+        last, train.log_level_mean, train.log_level_std, train.level_law
+    )  # Refuses a law without weight on any of them.
+    _check_sampling(settings)
+    apply_subset(shape_of(settings), train)
+
+
+def _check_sampling(settings: MethodSettings) -> None:
+    """Refuses what is asked of sampling and would come to nothing, without a word.
+
+    Raises:
+      ConfigError: guidance away from a label that was never learnt, or churn at no level.
+    """
+    sampling, schedule, split = settings.sampling, settings.schedule, settings.split
+    if sampling.guidance != 1 and settings.network.label_drop == 0:
+        raise ConfigError(
+            f"sampling.guidance is {sampling.guidance}, but with network.label_drop=0 the network "
+            "never learns what an image without a label is. Set network.label_drop to 0.1, or "
+            "sampling.guidance to 1."
+        )
+    start = schedule.num_steps if sampling.source == "noise" else split.split_step
+    intervals = sampling.late_intervals
+    if sampling.source == "noise":
+        intervals += sampling.early_intervals
+    levels = schedule.path(start, 0, intervals)[:-1]
+    churn = sampling.churn
+    if churn.amount and all(churn.raised(level, len(levels)) == level for level in levels):
+        raise ConfigError(
+            f"sampling.churn.amount is {churn.amount}, but none of the noise levels "
+            f"{levels[0]:.3g} to {levels[-1]:.3g} lies between sampling.churn.least_level="
+            f"{churn.least_level} and most_level={churn.most_level}. Widen them, or set the amount "
+            "to 0."
+        )
 
 
 def require_values(why: str, remedy: str, *wanted: tuple[str, Any, Any]) -> None:

@@ -17,6 +17,7 @@ from rapid_dist.public.activations import activation_features
 from rapid_dist.retrieval.arrays import pack_arrays, unpack_arrays
 from rapid_dist.retrieval.features import pixel_features
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
+from rapid_dist.retrieval.prior import with_nearest
 from rapid_dist.retrieval.shard_maker import FeaturesOf
 from rapid_dist.retrieval.vectors import assign, fit_kmeans
 from rapid_dist.storage import Storage, open_storage
@@ -143,6 +144,8 @@ def assign_clusters(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cluster of every image, int64 [N], and of every entry, int64 [E].
 
+    Entries that ``prior.nearest`` leaves out are in a cluster behind the last, which is nobody's.
+
     Args:
       say: is told how many rows are done, of the declared N and the public references.
     """
@@ -161,4 +164,14 @@ def assign_clusters(
         lambda rows: features_of(images.images[rows]), declared, centroids, on_rows
     )
     of_reference = nearest_clusters(lambda rows: known[rows], references, centroids, on_rows)
+    if settings.prior.nearest is not None:
+        parts = (
+            slice(start, start + _ROWS_AT_ONCE) for start in range(0, references, _ROWS_AT_ONCE)
+        )
+        apart = [
+            np.square(known[part] - centroids[of_reference[part]]).sum(axis=1) for part in parts
+        ]
+        of_reference = with_nearest(
+            of_reference, np.concatenate(apart), len(centroids), settings.prior.nearest
+        )
     return of_image, base.per_entry(of_reference)

@@ -37,7 +37,7 @@ from rapid_dist.public.fit import fit_denoiser
 from rapid_dist.retrieval.arrays import pack_arrays
 from rapid_dist.retrieval.jitter import jittered
 from rapid_dist.retrieval.knowledge_base import KnowledgeBase
-from rapid_dist.retrieval.prior import TrajectoryPrior, estimate
+from rapid_dist.retrieval.prior import TrajectoryPrior, estimate, told_votes
 from rapid_dist.storage import open_storage
 
 PRIOR, ADAPTED, PRIVATE, CHECKPOINTS = "prior", "adapted", "private", "checkpoints"
@@ -78,7 +78,10 @@ def run_prior(context: RunContext) -> None:
         note="prior histogram",
         noise=settings.privacy.noise,
     )
+    context.note(f"prior {told_votes(histogram, query.noise_multiplier, settings.prior)}")
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
+    if settings.prior.nearest is not None:  # Nobody's cluster, of entries that are left out.
+        probabilities = np.pad(probabilities, ((0, 0), (0, 1)))
     storage.write("histogram.npz", pack_arrays({"noised": histogram}))
     storage.write("prior.npz", TrajectoryPrior(entries, probabilities).to_bytes())
     artifacts.mark_done(

@@ -40,12 +40,34 @@ def check(settings: MethodSettings) -> None:
     """Refuses settings that would not be RAPID.
 
     Raises:
-      ConfigError: training would not start from public weights.
+      ConfigError: training would not start from public weights, or votes would be paid for that
+        nothing is made of.
     """
     if settings.train.start == "scratch":
         raise ConfigError(
             "Method rapid starts from the public weights: train.start must be 'auto' or 'public', "
             "got 'scratch'. Use method dpdm for the other."
+        )
+    _check_votes(settings)
+
+
+def _check_votes(settings: MethodSettings) -> None:
+    """Refuses a prior, or its second round, that neither samples nor adaptation would heed."""
+    privacy, source = settings.privacy, settings.sampling.source
+    has_prior = privacy.prior_share > 0 or privacy.prior_noise is not None
+    if has_prior and source != "prior" and settings.adapt.steps == 0:
+        raise ConfigError(
+            f"privacy.prior_share={privacy.prior_share} and privacy.prior_noise="
+            f"{privacy.prior_noise} pay for a prior, but with sampling.source={source!r} and "
+            "adapt.steps=0 nothing is made of it. Set prior_share to 0 and prior_noise to null, or "
+            "adapt.steps above 0."
+        )
+    weight = settings.prior.candidate_weight
+    if privacy.candidate_share and (source != "prior" or weight == 0):
+        raise ConfigError(
+            f"privacy.candidate_share={privacy.candidate_share} pays for a second round of votes, "
+            f"but with sampling.source={source!r} and prior.candidate_weight={weight} nothing is "
+            "made of it. Set candidate_share to 0, or sample from 'prior' with a weight above 0."
         )
 
 

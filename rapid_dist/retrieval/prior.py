@@ -2,8 +2,8 @@
 
 Public entries are clustered on public features alone. A noised class-by-cluster histogram of
 votes (made and charged elsewhere) becomes one distribution over clusters for every class;
-inside a cluster all entries are equally likely. Everything here is post-processing of that
-histogram and of public data.
+inside a cluster all entries are equally likely, or those nearest to its centre are
+(``prior.nearest``). Everything here is post-processing of that histogram and of public data.
 
 Shapes: E entries, Y classes, M clusters, n samples.
 """
@@ -31,6 +31,9 @@ class PriorConfig:
     # extractor h, or an activation of D_pub at the noise level of ``feature_step``.
     features: Literal["knowledge_base", "pixels", "contrast", "denoiser"] = "knowledge_base"
     feature_step: int = 300
+    # Of each cluster's references, only so many are drawn, those nearest to its centre; null = all
+    # alike. Fewer are more like what was voted for, and repeat themselves more.
+    nearest: int | None = None
     # Of the second round of votes, where privacy.candidate_share pays for one:
     candidates: int = 64  # Images of each class that are made to be voted for.
     candidate_weight: float = (
@@ -44,6 +47,10 @@ class PriorConfig:
             raise ConfigError(
                 "prior.feature_step and prior.candidates must be at least 1, got "
                 f"{self.feature_step} and {self.candidates}."
+            )
+        if self.nearest is not None and self.nearest < 1:
+            raise ConfigError(
+                f"prior.nearest must be at least 1, got {self.nearest}. null draws from all alike."
             )
         if not 0 <= self.candidate_weight <= 1:
             raise ConfigError(
@@ -72,6 +79,42 @@ def normalise(noised_histogram: np.ndarray, threshold: float) -> np.ndarray:
     kept[kept.sum(axis=1) == 0] = 1.0
     probabilities: np.ndarray = kept / kept.sum(axis=1, keepdims=True)
     return probabilities
+
+
+def told_votes(noised_histogram: np.ndarray, noise: float, config: PriorConfig) -> str:
+    """Says how many cells are left above the threshold; of the noised histogram alone.
+
+    Cells are clusters of a class, or the candidates of a second round.
+    """
+    above = (noised_histogram >= config.threshold * noise) & (noised_histogram > 0)
+    each = above.sum(axis=1)
+    line = f"votes above the threshold: {each.min()} to {each.max()} cells a class"
+    silent = int((each == 0).sum())
+    if silent:
+        line += (
+            f"; {silent} of {len(each)} classes have none, and the votes say nothing of them: give "
+            "votes more of the budget, or fewer cells"
+        )
+    return line
+
+
+def with_nearest(
+    cluster_of_entry: np.ndarray, distances: np.ndarray, num_clusters: int, nearest: int
+) -> np.ndarray:
+    """Returns int64 [E] in which all but each cluster's nearest entries are in ``num_clusters``.
+
+    That cluster is nobody's: no record votes for it, and its probability is 0.
+
+    Args:
+      distances: float [E], of each entry to the centre of its cluster; ties go to the first entry.
+      nearest: entries that each cluster keeps.
+    """
+    order = np.lexsort((distances, cluster_of_entry))
+    sizes = np.bincount(cluster_of_entry, minlength=num_clusters)
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - first[cluster_of_entry[order]]
+    return np.where(place < nearest, cluster_of_entry, num_clusters)
 
 
 class TrajectoryPrior:

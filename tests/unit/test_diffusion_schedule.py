@@ -168,6 +168,12 @@ def test_the_law_of_steps_is_lognormal_in_the_level_and_ends_at_the_top(
     assert law[-1] == 1.0
 
 
+@pytest.mark.parametrize(("mean", "std"), [(200.0, 1.0), (-60.0, 0.5), (3.5, 0.05)])
+def test_a_law_without_weight_on_any_step_is_refused(mean: float, std: float) -> None:
+    with pytest.raises(ConfigError, match=r"leave none of steps 1\.\.450 to train on"):
+        ScheduleConfig().step_law(450, mean, std)
+
+
 def _time_of(law: str, level: np.ndarray) -> np.ndarray:
     """What a law is even over, by quadrature of its own differential equation or by its name."""
     if law == "ve":

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rapid_dist.data.sources import load_private
 from rapid_dist.errors import BudgetError
 from rapid_dist.methods import private_stages
+from rapid_dist.methods.clusters import assign_clusters, open_centroids
 from rapid_dist.methods.context import RunContext
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.retrieval.arrays import unpack_arrays
@@ -110,6 +112,54 @@ def test_the_prior_is_read_off_its_noised_histogram_alone_whatever_votes_compare
         np.testing.assert_allclose(found.probabilities, alike, rtol=1e-12)
     else:
         assert len(np.unique(found.probabilities, axis=0)) > 1
+
+
+@pytest.mark.parametrize("nearest", [None, 1, 2])
+def test_only_the_nearest_of_a_cluster_are_drawn_where_the_recipe_says_so(
+    run: UntrainedRun, tmp_path: Path, nearest: int | None
+) -> None:
+    context = _context(run, _Keeper(LocalStorage(tmp_path)))
+    config = replace(context.settings.prior, nearest=nearest)
+    settings = replace(context.settings, prior=config)
+    private_stages.run_prior(replace(context, settings=settings))
+    prior, base = private_stages.open_prior(context.out.uri), run.knowledge_base()
+    centroids = open_centroids(settings, context.public.uri, base)
+    apart = np.square(base.features[:, None] - centroids[None]).sum(axis=2)
+    own, distance = apart.argmin(axis=1), apart.min(axis=1)
+    drawn = prior.probabilities[:, prior.cluster_of_entry].sum(axis=0) > 0
+    met = [c for c in range(4) if drawn[own == c].any()]
+    assert len(met) > 1  # By their noise some clusters have no mass in any class.
+    for cluster in met:
+        inside = np.sort(distance[own == cluster])
+        np.testing.assert_allclose(np.sort(distance[drawn & (own == cluster)]), inside[:nearest])
+    assert max(np.bincount(own)) > 2
+
+
+def test_training_from_surrogates_meets_the_same_entries_as_sampling(
+    run: UntrainedRun, tmp_path: Path
+) -> None:
+    context = _context(run, _Keeper(LocalStorage(tmp_path)))
+    config = replace(context.settings.prior, nearest=1)
+    images, _ = load_private(context.settings.private, context.settings.data_root)
+    of_record, of_entry = assign_clusters(
+        replace(context.settings, prior=config),
+        context.public.uri,
+        images,
+        run.knowledge_base(),
+        lambda figures: None,
+    )
+    assert set(of_record) <= {0, 1, 2, 3}
+    assert np.bincount(of_entry, minlength=5)[:4].tolist() == [1, 1, 1, 1]
+
+
+def test_it_is_told_where_the_votes_say_nothing(run: UntrainedRun, tmp_path: Path) -> None:
+    said: list[str] = []
+    context = _context(run, _Keeper(LocalStorage(tmp_path)))
+    config = replace(context.settings.prior, threshold=1e6)
+    settings = replace(context.settings, prior=config)
+    private_stages.run_prior(replace(context, settings=settings, note=said.append))
+    assert len(said) == 1
+    assert "10 of 10 classes have none" in said[0]
 
 
 def test_the_order_test_would_notice_a_histogram_that_is_stored_first(

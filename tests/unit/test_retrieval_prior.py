@@ -6,7 +6,13 @@ import scipy.stats
 
 from rapid_dist.errors import ConfigError, ShardError
 from rapid_dist.retrieval.arrays import pack_arrays
-from rapid_dist.retrieval.prior import TrajectoryPrior, normalise
+from rapid_dist.retrieval.prior import (
+    PriorConfig,
+    TrajectoryPrior,
+    normalise,
+    told_votes,
+    with_nearest,
+)
 
 FALSE_ALARM = 1e-6  # Chance that a correct prior fails a test of its draws on a fresh seed.
 
@@ -66,6 +72,29 @@ def test_a_class_with_nothing_above_the_threshold_becomes_uniform():
     np.testing.assert_allclose(
         normalise(np.array([[0.1, -3.0], [9.0, 1.0]]), 2), [[0.5] * 2, [1, 0]]
     )
+
+
+def test_a_cluster_keeps_its_nearest_entries_and_the_others_are_never_drawn():
+    clusters = np.array([0, 0, 1, 3, 3, 3, 3, 1, 0, 0])
+    distances = np.array([4.0, 1.0, 0.5, 2.0, 2.0, 9.0, 0.0, 7.0, 3.0, 1.0])
+    kept = with_nearest(clusters, distances, 4, 2)
+    assert kept.tolist() == [4, 0, 1, 3, 4, 4, 3, 1, 4, 0]  # Of the two at 2.0, the first.
+    assert with_nearest(clusters, distances, 4, 4).tolist() == clusters.tolist()
+    chances = np.array([[0.5, 0.25, 0.0, 0.25, 0.0]])
+    a = [0.0, 0.25, 0.125, 0.125, 0.0, 0.0, 0.125, 0.125, 0.0, 0.25]
+    drawn = TrajectoryPrior(kept, chances).draw(np.zeros(20_000, np.int64), 4, np.arange(20_000))
+    counts, claimed = np.bincount(drawn, minlength=10), np.array(a)
+    assert not counts[claimed == 0].any()
+    there = claimed > 0
+    assert scipy.stats.chisquare(counts[there], 20_000 * claimed[there]).pvalue > FALSE_ALARM
+
+
+def test_it_is_said_how_many_cells_have_a_count_and_which_classes_have_none():
+    config = PriorConfig(threshold=2.0)
+    noised = np.array([[9.0, 5.0, 3.9, 0.0], [4.0, 0.0, 0.0, 0.0]])
+    assert told_votes(noised, 2.0, config) == "votes above the threshold: 1 to 2 cells a class"
+    assert "0 to 1 cells a class; 1 of 2 classes have none" in told_votes(noised, 4.0, config)
+    assert "0 to 0" in told_votes(-noised, 1e-9, config)  # A count below zero is none.
 
 
 def test_a_prior_survives_its_file_and_a_torn_or_other_file_is_refused():
