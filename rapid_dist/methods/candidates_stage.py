@@ -31,7 +31,7 @@ from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.private.votes import charged_histogram
 from rapid_dist.release.bundle import Bundle
 from rapid_dist.retrieval.arrays import pack_arrays
-from rapid_dist.retrieval.prior import estimate, refined, told_votes
+from rapid_dist.retrieval.prior import cells_above, estimate, refined, told_votes
 from rapid_dist.retrieval.shard_maker import FeaturesOf
 from rapid_dist.retrieval.vectors import assign
 from rapid_dist.storage import open_storage
@@ -89,7 +89,9 @@ def run_candidates(context: RunContext) -> None:
     context.note(f"candidates {told_votes(histogram, query.noise_multiplier, settings.prior)}")
     probabilities = estimate(histogram, query.noise_multiplier, settings.prior)
     behind = np.stack([entries[labels == label] for label in range(classes)])
-    better = refined(prior, behind, probabilities, settings.prior.candidate_weight)
+    # Of a class without a count above the threshold the first round is all that is known.
+    heard = cells_above(histogram, query.noise_multiplier, settings.prior) > 0
+    better = refined(prior, behind, probabilities, settings.prior.candidate_weight * heard)
     storage.write("histogram.npz", pack_arrays({"noised": histogram}))
     storage.write("prior.npz", better.to_bytes())
     artifacts.mark_done(

@@ -81,13 +81,19 @@ def normalise(noised_histogram: np.ndarray, threshold: float) -> np.ndarray:
     return probabilities
 
 
+def cells_above(noised_histogram: np.ndarray, noise: float, config: PriorConfig) -> np.ndarray:
+    """Returns how many cells of each class have a count that passes the threshold, int64 [Y]."""
+    above = (noised_histogram >= config.threshold * noise) & (noised_histogram > 0)
+    each: np.ndarray = above.sum(axis=1)
+    return each
+
+
 def told_votes(noised_histogram: np.ndarray, noise: float, config: PriorConfig) -> str:
     """Says how many cells are left above the threshold; of the noised histogram alone.
 
     Cells are clusters of a class, or the candidates of a second round.
     """
-    above = (noised_histogram >= config.threshold * noise) & (noised_histogram > 0)
-    each = above.sum(axis=1)
+    each = cells_above(noised_histogram, noise, config)
     line = f"votes above the threshold: {each.min()} to {each.max()} cells a class"
     silent = int((each == 0).sum())
     if silent:
@@ -195,17 +201,18 @@ class TrajectoryPrior:
 
 
 def refined(
-    prior: TrajectoryPrior, entries: np.ndarray, probabilities: np.ndarray, weight: float
+    prior: TrajectoryPrior, entries: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> TrajectoryPrior:
     """Returns the prior in which entries that were voted for weigh more.
 
-    (1 - weight) of a class's mass stays where it was, to the last entry; ``weight`` of it goes to
+    (1 - weight) of a class's mass stays where it was, to the last entry; its weight of it goes to
     the entries that its candidates were made from, by the candidates' probabilities. Each of those
     entries is then a cluster of its own.
 
     Args:
       entries: int64 [Y, C], the entry that each candidate of a class was made from.
       probabilities: float64 [Y, C], of the candidates; every row sums to 1.
+      weights: float64 [Y], of each class; 0 for one of which the second round says nothing.
     """
     chosen, place = np.unique(entries, return_inverse=True)
     place = place.reshape(entries.shape)
@@ -217,8 +224,8 @@ def refined(
     voted = np.zeros((prior.num_classes, len(chosen)))
     for label in range(prior.num_classes):
         np.add.at(voted[label], place[label], probabilities[label])
-    stays = (1 - weight) * np.hstack([share * (sizes - taken), share[:, old[chosen]]])
-    stays[:, num_clusters:] += weight * voted
+    stays = (1 - weights[:, None]) * np.hstack([share * (sizes - taken), share[:, old[chosen]]])
+    stays[:, num_clusters:] += weights[:, None] * voted
     clusters = old.copy()
     clusters[chosen] = num_clusters + np.arange(len(chosen))
     return TrajectoryPrior(clusters, stays)

@@ -46,15 +46,18 @@ VOTED = np.array([[0.8, 0.2, 0.0], [0.5, 0.3, 0.2]])
 
 
 def test_a_second_round_of_no_weight_changes_nothing() -> None:
-    np.testing.assert_allclose(_mass(refined(_prior(), ENTRIES, VOTED, 0.0)), _mass(_prior()))
+    np.testing.assert_allclose(
+        _mass(refined(_prior(), ENTRIES, VOTED, np.zeros(2))), _mass(_prior())
+    )
 
 
-@pytest.mark.parametrize("weight", [0.25, 1.0])
-def test_the_weight_goes_to_the_entries_behind_the_candidates(weight: float) -> None:
-    expected = (1 - weight) * _mass(_prior())
+@pytest.mark.parametrize("weight", [[0.25, 0.25], [1.0, 1.0], [0.5, 0.0]])
+def test_the_weight_goes_to_the_entries_behind_the_candidates(weight: list[float]) -> None:
+    expected = (1 - np.array(weight)[:, None]) * _mass(_prior())
     for label in range(2):
-        np.add.at(expected[label], ENTRIES[label], weight * VOTED[label])
-    np.testing.assert_allclose(_mass(refined(_prior(), ENTRIES, VOTED, weight)), expected)
+        np.add.at(expected[label], ENTRIES[label], weight[label] * VOTED[label])
+    found = _mass(refined(_prior(), ENTRIES, VOTED, np.array(weight)))
+    np.testing.assert_allclose(found, expected)
 
 
 def _config(**changes: Any) -> PrivacyConfig:
@@ -206,7 +209,7 @@ class _Backend:
 def run(tmp_path_factory: pytest.TempPathFactory) -> UntrainedRun:
     return UntrainedRun(
         tmp_path_factory.mktemp("run"), "sampling.source=prior", "privacy.prior_share=0.2",
-        f"prior.candidates={EACH}", "knowledge_base.clusters=4",
+        f"prior.candidates={EACH}", "knowledge_base.clusters=4", "prior.threshold=0",
     )  # fmt: skip
 
 
@@ -245,6 +248,18 @@ def test_votes_for_candidates_are_charged_before_they_leave_and_asked_once(
     images, labels = artifacts.get_images(keeper.out, "refined/candidates.npz")
     assert np.bincount(labels).tolist() == [EACH] * 10
     assert len(images) == 10 * EACH
+
+
+def test_a_class_of_which_the_second_round_says_nothing_keeps_the_first(
+    run: UntrainedRun, tmp_path: Path
+) -> None:
+    context, said = _context(run, _Keeper(LocalStorage(tmp_path))), list[str]()
+    config = replace(context.settings.prior, threshold=1e6)
+    settings = replace(context.settings, prior=config)
+    candidates_stage.run_candidates(replace(context, settings=settings, note=said.append))
+    first = _mass(private_stages.first_prior(context.out.uri))
+    np.testing.assert_allclose(_mass(private_stages.open_prior(context.out.uri)), first)
+    assert "10 of 10 classes have none" in said[0]
 
 
 def test_refused_votes_leave_no_histogram_and_the_prior_as_it_was(
