@@ -64,7 +64,8 @@ def print_compare(result: dict[str, Any]) -> None:
 
     from rapid_dist.release.compare_page import COSTS, FAITHFUL, USEFUL, table_rows
 
-    shown = [USEFUL[0], USEFUL[2], FAITHFUL[0], *COSTS[:3], COSTS[4]]
+    costs = ("epsilon_spent", "private_rows", "nfe", "seconds", "rss_gb")
+    shown = [USEFUL[0], USEFUL[2], FAITHFUL[0], *(one for one in COSTS if one[0] in costs)]
     heads = (heading for _, heading, _ in shown)
     table = Table(Column("row", no_wrap=True), "epsilon", "seeds", *heads)
     for cells in table_rows(result["rows"], shown):

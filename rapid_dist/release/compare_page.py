@@ -38,6 +38,7 @@ FAITHFUL = (
 )
 COSTS = (
     ("epsilon_spent", "spent", "{:.3f}"),
+    ("private_rows", "private rows", "{:,.0f}"),
     ("nfe", "NFE", "{:.0f}"),
     ("seconds", "seconds", "{:.0f}"),
     ("public_seconds", "public seconds", "{:.0f}"),
@@ -134,7 +135,7 @@ def render_compare(result: Mapping[str, Any], figure: str, sheet: bytes) -> str:
     return page(
         title=f"Comparison on {result['dataset']}",
         lead=f"{', '.join(result['methods'])}; {result['num_units']:,} private units, "
-        f"{result['images']:,} samples and {result['seeds']} seeds each.",
+        f"{result['images']:,} samples and {_counted(result['seeds'])} each.",
         banner=f'<div class="banner" role="note"><p>{_notice(result)}</p></div>',
         sections=sections,
         style=STYLE + _WIDER,
@@ -156,10 +157,16 @@ _READING = (
     "nearest training record over that of held-out records, far below 1 is suspicious."
 )
 _SECONDS = (
-    "seconds: without public stages and without evaluation. public seconds: of the stages on "
-    "public data alone, made once and shared; 0 where they were there before. peak GB: resident "
-    "memory of all processes of a piece on this machine, shared pages counted in each."
+    "private rows: steps, expected batch and draws a record together, what a method trains with on "
+    "private records; - where it trains on none. seconds: without public stages and without "
+    "evaluation. public seconds: of the stages on public data alone, made once and shared; 0 where "
+    "they were there before. peak GB: resident memory of all processes of a piece on this machine, "
+    "shared pages counted in each."
 )
+
+
+def _counted(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def _notice(result: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rapid_dist.config import Recipe, method_settings, parse_recipe, to_tree
 from rapid_dist.errors import ConfigError, RapidError
 from rapid_dist.methods import catalog
 from rapid_dist.methods.presets import presets_of
+from rapid_dist.privacy.accounting import plan
 from rapid_dist.recipe_files import override, set_at
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.compare_piece import PieceJob
@@ -49,9 +50,19 @@ class Piece:
         kept = shaping(to_tree(self.prepared.recipe))
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def private_rows(self) -> float | None:
+        """Rows of private training as they are to be expected: steps, batch and draws together."""
+        settings, step = self.prepared.settings, self.prepared.plan.dp_sgd
+        if catalog.promise_of(settings) == "none":  # Of the plan's shape alone.
+            step = plan(settings.privacy, self.prepared.recipe.num_units).dp_sgd
+        if step is None:
+            return None
+        return step.steps * step.expected_batch * settings.train.rows_per_record
+
     def described(self) -> dict[str, Any]:
         """Returns the piece and its plan as plain values."""
-        recipe, plan = self.prepared.recipe, self.prepared.plan
+        recipe = self.prepared.recipe
         return {
             "piece": self.name,
             "row": self.row,
@@ -59,8 +70,9 @@ class Piece:
             "promise": catalog.promise_of(self.prepared.settings),
             "epsilon": self.epsilon,
             "seed": self.seed,
-            "plan": asdict(plan),
+            "plan": asdict(self.prepared.plan),
             "multiplicity": recipe.train.multiplicity,
+            "private_rows": self.private_rows,
             "stages": [stage.name for stage in self.prepared.stages],
             "out": self.out,
         }

@@ -114,6 +114,7 @@ def _figures(
         "nearest_ratio": near["median_ratio"] if np.isfinite(near["median_ratio"]) else None,
         "copies": float(near["exact_copies"]),
         **(quality.get("balance") or {}),
+        "private_rows": piece.private_rows,
         "nfe": summary["sampling"]["nfe"],
         "seconds": round(sum(own), 3),
         "public_seconds": round(sum(making[name] for name in public.values()), 3),

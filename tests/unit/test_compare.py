@@ -66,7 +66,7 @@ def test_pieces_share_data_budget_seed_and_evaluation_and_differ_in_their_method
 ) -> None:
     prepared = prepare_compare(
         _recipe(
-            "compare.methods=[rapid, steep, dpdm, public]",
+            "compare.methods=[rapid, steep, dpdm, public, nonprivate]",
             "compare.variants={steep: {split.split_step: 300}, dpdm: {train.multiplicity: 2}}",
             "compare.epsilons=[1, 10]",
             "compare.budgets={1: {privacy.expected_batch: 64}}",
@@ -76,11 +76,11 @@ def test_pieces_share_data_budget_seed_and_evaluation_and_differ_in_their_method
         str(tmp_path / "c"),
     )
     pieces = {piece.name: piece.prepared.recipe for piece in prepared.pieces}
-    assert list(pieces)[:7] == [
+    assert list(pieces)[:8] == [
         "rapid-1-5", "rapid-10-5", "steep-1-5", "steep-10-5", "dpdm-1-5", "dpdm-10-5",
-        "public-any-5",
+        "public-any-5", "nonprivate-any-5",
     ]  # fmt: skip
-    assert len(pieces) == 14
+    assert len(pieces) == 16
     for name, recipe in pieces.items():
         row, budget, seed = name.split("-")
         assert recipe.sampling.seed == recipe.evaluation.seed == int(seed)
@@ -95,7 +95,10 @@ def test_pieces_share_data_budget_seed_and_evaluation_and_differ_in_their_method
     assert pieces["steep-1-5"].method == "rapid"
     described = prepared.described()["pieces"]
     assert described[0]["plan"]["dp_sgd"]["steps"] == 3
-    assert {one["promise"] for one in described} == {"charged", "public"}
+    assert {one["promise"] for one in described} == {"charged", "public", "none"}
+    rows = {one["piece"]: one["private_rows"] for one in described}
+    assert [rows[f"{name}-5"] for name in ("rapid-1", "rapid-10", "dpdm-10")] == [192, 1536, 3072]
+    assert [rows["nonprivate-any-5"], rows["public-any-5"]] == [1536, None]
 
 
 def test_a_piece_is_done_wherever_its_data_lie_and_however_it_is_run(tmp_path: Path) -> None:
