@@ -33,7 +33,8 @@ class NetworkConfig:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     widths: tuple[int, ...] = (32, 64)  # Channels of each resolution, finest first.
-    attention: tuple[bool, ...] = (False, True)  # Self-attention at each resolution.
+    # Self-attention at each resolution; the middle block always has it.
+    attention: tuple[bool, ...] = (False, True)
     layers_per_block: int = 1
     patch: int = 1  # Pixels on a side that are folded into channels before the network.
     head_width: int = 16  # Channels of one attention head.
