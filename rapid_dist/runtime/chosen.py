@@ -56,15 +56,15 @@ def note_chosen(ledger: Ledger, run: str, sweep: str, selection: Selection) -> N
     Raises:
       LedgerError: the sweep has chosen another: its price is that of one choice.
     """
-    before = [e.note for e in ledger.entries() if e.run == sweep and e.note.startswith(_CHOSEN)]
-    others = [note for note in before if not note.startswith(f"{_CHOSEN}{run} price=")]
-    if others:
-        raise LedgerError(
-            f"Sweep {sweep!r} has chosen {others[0].split()[1]!r} already, and its price is that "
-            f"of one choice: {run!r} stays. Keep the folder chosen/ of the first."
-        )
-    if not before:
+    if sweep not in _choices(ledger):
         ledger.append("note", sweep, attempt=0, note=f"{_CHOSEN}{run} price={_digest(selection)}")
+    # Looked up afterwards: whose note came second has been told of the first by now.
+    first = _parted(_choices(ledger)[sweep])[0]
+    if first != run:
+        raise LedgerError(
+            f"Sweep {sweep!r} has chosen {first!r} already, and its price is that of one choice: "
+            f"{run!r} stays. Keep the folder chosen/ of the first."
+        )
 
 
 def trial_fault(ledger: Ledger, run: str, selection: Selection) -> str:
@@ -103,7 +103,12 @@ def trial_fault(ledger: Ledger, run: str, selection: Selection) -> str:
 
 
 def _chosen(ledger: Ledger) -> dict[str, str]:
-    """Every chosen run on the ledger, and the digest of its price; a sweep's first choice counts.
+    """Every chosen run on the ledger, and the digest of its price."""
+    return {run: digest for run, _, digest in map(_parted, _choices(ledger).values())}
+
+
+def _choices(ledger: Ledger) -> dict[str, str]:
+    """What every sweep has chosen, and at which price; its first choice counts.
 
     Two drivers of one sweep in a bucket, which has no lock, may each have come to a choice.
     """
@@ -111,7 +116,11 @@ def _chosen(ledger: Ledger) -> dict[str, str]:
     for entry in ledger.entries():
         if entry.kind == "note" and entry.note.startswith(_CHOSEN):
             first.setdefault(entry.run, entry.note.removeprefix(_CHOSEN))
-    return {run: digest for run, _, digest in (n.partition(" price=") for n in first.values())}
+    return first
+
+
+def _parted(note: str) -> tuple[str, str, str]:
+    return note.partition(" price=")
 
 
 def _digest(selection: Selection) -> str:

@@ -96,6 +96,11 @@ def prepare(
             )
     for word in words:
         require_plain(word, "The command")
+        if any(one in word for one in secrets_of()):
+            raise ConfigError(
+                "The command holds a secret of this environment, and Ray shows a job's command to "
+                "whoever has its token. Set it on the nodes instead."
+            )
     command = Command(words=tuple(words))
     if command.out is None or not ("://" in command.out or command.out.startswith("/")):
         given = f"--out {command.out}" if command.out else "no --out"

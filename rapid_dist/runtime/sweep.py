@@ -186,8 +186,6 @@ def _conclude(
     best = max(done, key=lambda trial: (trial.score, -trial.number))
     price = _price(prepared, planner, trials)
     chosen = planner.chosen(best.number, best.point)
-    storage = open_storage(prepared.places.out)
-    storage.write("winner.yaml", to_yaml(chosen).encode())
     told = {**asdict(price), "sentence": price.sentence}
     place = None
     if planner.proxy is None:
@@ -195,6 +193,9 @@ def _conclude(
         ledger = Ledger.open(prepared.places.ledger, recipe.data.private.name)
         note_chosen(ledger, _runs(planner, best)[0], name, told)
         hand_over(planner.job(best.number, best.point).out, place, told)
+    # Not before it is in the ledger: who knows these settings knows the choice.
+    storage = open_storage(prepared.places.out)
+    storage.write("winner.yaml", to_yaml(chosen).encode())
     secret = recipe.sweep.promise == "repeat_and_select"
     result = {
         "name": name,

@@ -1,5 +1,7 @@
 """Whole sweeps, as small as they can be: what each promise opens, charges, leaves and resumes."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -16,7 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rapid_dist.config import Recipe, load_recipe
-from rapid_dist.errors import ConfigError
+from rapid_dist.errors import ConfigError, LedgerError
 from rapid_dist.methods.sweep_proxy import make_proxy
 from rapid_dist.privacy.accounting import epsilons
 from rapid_dist.privacy.ledger import Ledger
@@ -248,12 +250,41 @@ def test_a_trial_that_was_not_chosen_is_neither_finished_nor_released(
     assert "Release the sweep's" not in refusal.value.reasons["selection_priced"]
 
 
-def test_of_a_secret_number_of_runs_nothing_but_one_model_is_outside_internal(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_second_choice_is_refused_before_anybody_can_see_it(
+    shown: tuple[Path, dict[str, Any]],
 ) -> None:
-    out = tmp_path / "sweep"
-    result = run_sweep(_recipe(*SECRET), str(out))
-    told = capfd.readouterr().err.splitlines()  # A line a run would tell their number.
+    out, result = shown
+    loser = out / "trials" / f"{1 - result['winner']['number']:03d}.json"
+    kept = {path: path.read_bytes() for path in (loser, out / "sweep.json")}
+    chosen = (out / "winner.yaml").read_bytes()
+    try:
+        loser.write_text(json.dumps({**json.loads(kept[loser]), "score": 1e6}))
+        (
+            out / "sweep.json"
+        ).unlink()  # As if the sweep had been cut off, and a trial's folder lost.
+        with pytest.raises(LedgerError, match="and its price is that of one choice"):
+            run_sweep(_recipe("sweep.promise=per_trial"), str(out))
+        assert (out / "winner.yaml").read_bytes() == chosen
+    finally:
+        for path, data in kept.items():
+            path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    """A sweep whose number of runs is secret, and what it said on the way."""
+    out, said = tmp_path_factory.mktemp("runs") / "sweep", io.StringIO()
+    with contextlib.redirect_stderr(said):
+        result = run_sweep(_recipe(*SECRET), str(out))
+    return out, result, said.getvalue().splitlines()
+
+
+def test_of_a_secret_number_of_runs_nothing_but_one_model_is_outside_internal(
+    hidden: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    out, result, told = hidden
+    assert [line for line in told if line.startswith("pretrain ")]
+    # A line a run would tell their number.
     assert not [line for line in told if line.startswith(("train ", "generate "))]
     for run in (out / "internal" / "trials").glob("*/run"):
         _refused_as_trial(run, "Release the sweep's folder chosen/")
@@ -266,14 +297,15 @@ def test_of_a_secret_number_of_runs_nothing_but_one_model_is_outside_internal(
     assert len(list((out / "internal" / "trials").glob("*.json"))) == len(drawn)
     assert result["price"]["epsilon"] > 10
     assert load_recipe(out / "winner.yaml").name == "digits-chosen"
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow-internal.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{out.parent}/mlflow-internal.db")
     assert client.get_experiment_by_name("rapid-dist-sweeps-internal") is not None
-    assert not (tmp_path / "mlflow.db").exists()
+    assert not (out.parent / "mlflow.db").exists()
 
 
-def test_the_best_of_a_secret_number_says_nothing_of_the_others(tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    result = run_sweep(_recipe(*SECRET), str(out))
+def test_the_best_of_a_secret_number_says_nothing_of_the_others(
+    hidden: tuple[Path, dict[str, Any], list[str]],
+) -> None:
+    out, result, _ = hidden
     summary = pipeline.run(load_recipe(out / "winner.yaml"), result["winner"]["run"])
     model = json.loads((out / "chosen" / "bundle" / "model.json").read_text())
     assert "dataset_epsilon" not in model["privacy"]

@@ -80,10 +80,17 @@ def _is_alive(pid: int) -> bool:
 
 def test_bare_metal_hosts_start_ray_with_token_and_environment_that_nobody_else_sees(rack) -> None:
     hosts = ("10.0.0.1", "10.0.0.2:train", "10.0.0.3:memory")
+    old = rack / HOSTS[0] / ".ray" / "auth_token"  # That others can read, and may have opened.
+    old.parent.mkdir()
+    old.write_text("old")
+    old.chmod(0o644)
+    held = old.open()
     code, said, asked = _up(rack, *hosts, told="AWS_REGION=here AWS_SECRET_ACCESS_KEY=planted")
     assert code == 0, said
     token = (rack / ".ray" / "auth_token").read_text().strip()
     assert len(token) == 64
+    assert held.read() == "old"
+    held.close()
     assert not [line for line in asked if token in line or "planted" in line]
     for number, (host, pool) in enumerate(zip(HOSTS, ("head", "train", "memory"), strict=True), 1):
         home = rack / host

@@ -81,3 +81,12 @@ def test_a_sweep_chooses_once_whoever_else_drives_it(ledger: Ledger) -> None:
     ledger.append("note", "scans-sweep-1", attempt=0, note=note)
     assert "has not chosen it" in trial_fault(ledger, "lost", PRICE)
     assert trial_fault(ledger, "won", PRICE) == ""
+
+
+def test_whoever_notes_a_choice_second_is_told_although_he_had_not_seen_the_first(
+    tmp_path: Path,
+) -> None:
+    first, second = (Ledger.open(tmp_path, "scans") for _ in range(2))
+    note_chosen(first, "won", "scans-sweep-1", PRICE)
+    with pytest.raises(LedgerError, match="'lost' stays"):
+        note_chosen(second, "lost", "scans-sweep-1", PRICE)

@@ -310,3 +310,14 @@ def test_a_jobs_api_beyond_this_machine_is_not_asked_without_a_token(monkeypatch
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     with pytest.raises(ConfigError, match="reached over a network, and no token is named"):
         submit.connect("http://10.0.0.5:8265", None)
+
+
+def test_a_command_that_holds_a_secret_of_this_environment_is_refused_without_repeating_it(
+    tmp_path: Path, monkeypatch
+) -> None:
+    command = ["run", "--recipe", "digits", *OUT, "--set", "seed=1"]
+    submit.prepare(command, working_dir=tmp_path)
+    monkeypatch.setenv("RAPID_DIST_KEY_PASSPHRASE", "correct-horse")
+    with pytest.raises(ConfigError, match="holds a secret of this environment") as refused:
+        submit.prepare([*command, "--key=correct-horse"], working_dir=tmp_path)
+    assert "correct-horse" not in str(refused.value)
