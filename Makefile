@@ -31,8 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/rapid-dist run --recipe digits --out $(DEMO_OUT)
 
+# In the order of folders: files of few and long tests come first, and the short ones fill the end.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist loadfile --no-loadscope-reorder -q
 
 $(DEV_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt

@@ -22,7 +22,7 @@ import torch
 
 import rapid_dist
 from rapid_dist.collective import Collective, SingleProcess
-from rapid_dist.methods.context import Report
+from rapid_dist.methods.task import Report
 from rapid_dist.privacy.keeper import LedgerKeeper
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent

@@ -47,13 +47,19 @@ def main() -> int:
                 labels=labels,
                 seconds=asked.seconds,
             )
+            # Before Ray is left, which is not sure to end well where something is wrong.
+            for check in checks:
+                print(check.told())
+            wrong = sum(bool(check.remedy) for check in checks)
+            told = (
+                f"{wrong} of {len(checks)} to fix"
+                if wrong
+                else f"all {len(checks)} checks are well"
+            )
+            print(told, flush=True)
     except RapidError as error:
         print(f"smoke: {error}", file=sys.stderr)
         return error.exit_code
-    for check in checks:
-        print(check.told())
-    wrong = sum(bool(check.remedy) for check in checks)
-    print(f"{wrong} of {len(checks)} to fix" if wrong else f"all {len(checks)} checks are well")
     return 1 if wrong else 0
 
 

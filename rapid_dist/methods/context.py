@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rapid_dist.collective import Collective
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.methods.task import Report as Report
+from rapid_dist.methods.task import Task as Task
 from rapid_dist.privacy.accounting import PrivacyPlan
 from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.private.loop import Keeper as StepKeeper
@@ -20,20 +21,6 @@ from rapid_dist.private.step import ClippedSum
 from rapid_dist.public.build import ShardPlan, ShardTask
 from rapid_dist.retrieval.manifest import ShardRecord
 from rapid_dist.storage import Storage
-
-
-class Report(Protocol):
-    """Takes what a loop has to say; ``part`` names what in the loop has a count of its own.
-
-    What it returns, if anything, is to be called when a checkpoint is written: the process, or its
-    machine, was told to leave. A report of nothing says that steps begin: from the first one on,
-    whoever is told to leave ends the one that he is at.
-    """
-
-    def __call__(self, figures: dict[str, float], part: str = "") -> Callable[[], None] | None: ...
-
-
-Task = Callable[[Collective, Report], None]
 
 
 class Workers(Protocol):

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rapid_dist.config import RuntimeConfig
 from rapid_dist.runtime.placement_roles import phases
+
+if TYPE_CHECKING:  # A process of Ray's that only looks at a cluster reads no recipe.
+    from rapid_dist.config import RuntimeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +19,7 @@ class Needs:
     gpus: int = 0
 
 
-def needs(runtime: RuntimeConfig, *, beside: bool | None = None) -> Needs:
+def needs(runtime: "RuntimeConfig", *, beside: bool | None = None) -> Needs:
     """Returns what the busiest stage asks of a cluster; stages follow one another.
 
     Args:

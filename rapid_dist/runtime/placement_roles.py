@@ -7,10 +7,12 @@ anything starts, because Ray waits for ever, without a word, for a node that nev
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rapid_dist.config import RuntimeConfig
 from rapid_dist.runtime.placement import ActorPlacement, lacks
+
+if TYPE_CHECKING:  # A process of Ray's that only looks at a cluster reads no recipe.
+    from rapid_dist.config import RuntimeConfig
 
 SEARCH_CPUS = 0.5  # Of a searching actor: it waits more than it searches.
 
@@ -48,7 +50,7 @@ Phase = tuple[Role, ...]  # Roles that run beside each other.
 
 
 def phases(
-    runtime: RuntimeConfig, device: str | None = None, *, beside: bool | None = None
+    runtime: "RuntimeConfig", device: str | None = None, *, beside: bool | None = None
 ) -> tuple[Phase, ...]:
     """Returns the roles of a run, phase after phase.
 
@@ -165,7 +167,7 @@ def bundles(all_phases: Sequence[Phase]) -> tuple[list[dict[str, float]], list[d
     return [role.wanted for role in wanted], [dict(role.labels) for role in wanted]
 
 
-def placement_told(runtime: RuntimeConfig, *, beside: bool | None = None) -> dict[str, str]:
+def placement_told(runtime: "RuntimeConfig", *, beside: bool | None = None) -> dict[str, str]:
     """Returns every role of a run in a line, for whoever asks before it starts."""
     if runtime.backend == "process":
         return {"driver": "everything in one process"}

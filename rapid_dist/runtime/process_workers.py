@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from rapid_dist.collective import SingleProcess
-from rapid_dist.methods.context import Task
+from rapid_dist.methods.task import Task
 from rapid_dist.runtime.signals import Notice
 
 

@@ -11,7 +11,7 @@ is no barrier, so no loop can hang because one rank had nothing to say. Reports 
 
 from collections.abc import Callable, Mapping
 
-from rapid_dist.methods.context import Task
+from rapid_dist.methods.task import Task
 from rapid_dist.runtime.signals import Notice
 from rapid_dist.runtime.worker_group import WorkerGroup
 

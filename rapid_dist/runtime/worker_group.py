@@ -28,7 +28,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer  # As ray.train gives 
 import rapid_dist.errors
 from rapid_dist.collective import TorchCollective, UnansweredError
 from rapid_dist.errors import RapidError
-from rapid_dist.methods.context import Task
+from rapid_dist.methods.task import Task
 from rapid_dist.runtime.beside_driver import Mailbox, place_beside_driver
 from rapid_dist.runtime.metrics_log import event, wants_json
 from rapid_dist.runtime.signals import Notice
@@ -36,7 +36,7 @@ from rapid_dist.runtime.signals import Notice
 POLL_SEC = 0.25
 ROLL_SEC = 10.0  # For all workers to ask for a task, as each does every POLL_SEC.
 CLOSE_SEC = 60.0  # For workers without a task to leave; they end with the driver at the latest.
-ABORT_SEC = 10.0  # For Train to hear that its controller has ended.
+ABORT_SEC = 30.0  # For Train to hear that its controller has ended; where cores are idle, one.
 _HANGS = {UnansweredError.__name__, "WorkerHealthCheckTimeoutError"}  # Ray's is not public.
 CONTROLLER_FAILURES = 2  # Train's default is no limit: a group that fits nowhere, for ever.
 PREEMPTIONS = 100  # Nodes that were taken away; no limit by default as well.

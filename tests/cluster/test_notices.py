@@ -8,7 +8,7 @@ import pytest
 
 from rapid_dist.collective import Collective
 from rapid_dist.errors import RapidError
-from rapid_dist.methods.context import Report
+from rapid_dist.methods.task import Report
 from rapid_dist.runtime.signals import Notice
 from rapid_dist.runtime.train_workers import RayWorkers
 

@@ -5,9 +5,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,13 @@ from ray.exceptions import ActorDiedError
 
 from rapid_dist.collective import Collective
 from rapid_dist.errors import BudgetError, RapidError
-from rapid_dist.methods.context import Report
+from rapid_dist.methods.task import Report
 from rapid_dist.runtime.process_workers import ProcessWorkers
 from rapid_dist.runtime.train_workers import RayWorkers
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+RUN = "digits-shared"  # Of the workers' logs.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,41 @@ def _kept(reports: list[tuple[str, dict[str, float]]], max_failures: int) -> Ite
         workers.release()
 
 
+@dataclass(kw_only=True)
+class Shared:
+    """Workers for several tests: a group takes seconds to start, and most tests end one at most."""
+
+    reports: list[tuple[str, dict[str, float]]] = field(default_factory=list)
+    answer: Callable[[dict[str, float]], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.workers = RayWorkers(threads=1, max_failures=2, run=RUN, on_report=self._take)
+
+    def _take(self, name: str, figures: dict[str, float]) -> None:
+        self.reports.append((name, figures))
+        if self.answer is not None:
+            self.answer(figures)
+
+
+@pytest.fixture(scope="module")
+def all_tests_workers(ray_cluster: None) -> Iterator[Shared]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAPID_DIST_LOG", "json")
+        found = Shared()
+        try:
+            yield found
+        finally:
+            found.workers.release()
+
+
+@pytest.fixture
+def shared(all_tests_workers: Shared) -> Shared:
+    """The same workers, with whatever group the last test has left, and nothing reported yet."""
+    all_tests_workers.reports.clear()
+    all_tests_workers.answer = None
+    return all_tests_workers
+
+
 def _processes(figures: dict[str, float]) -> set[int]:
     return {int(pid) for pid in figures.values()}
 
@@ -144,17 +181,16 @@ def _is_fitting() -> bool:
 
 @pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_rank_sees_the_sum_and_rank_0_is_heard(
-    num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    num_workers: int, tmp_path: Path, shared: Shared
 ) -> None:
-    monkeypatch.setenv("RAPID_DIST_LOG", "json")
-    reports: list[tuple[str, dict[str, float]]] = []
-    workers = _workers(reports, run=f"digits-{num_workers}")
-    workers.run(SumOfRanks(folder=tmp_path), name="sum", num_workers=num_workers)
+    name = f"sum of {num_workers}"
+    task = SumOfRanks(folder=tmp_path)
+    shared.workers.run(task, name=name, num_workers=num_workers, private=False)
     total = float(sum(range(1, num_workers + 1)))
     least = 10.0 - num_workers
-    assert reports == [("sum", {"total": total, "key": 7.0, "least": least})]
+    assert shared.reports == [(name, {"total": total, "key": 7.0, "least": least})]
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == [f"{total}"] * num_workers
-    said = [line for line in _logged(f"digits-{num_workers}") if line["stage"] == "sum"]
+    said = [line for line in _logged(RUN) if line["stage"] == name]
     told = {(line["rank"], line["event"]) for line in said}
     assert told == {(rank, kind) for rank in range(num_workers) for kind in ("begins", "done")}
 
@@ -176,10 +212,12 @@ def test_a_part_of_a_stage_has_a_count_of_its_own_under_the_name_of_its_stage() 
     assert reports == [("train clusters", {"step": 1.0}), ("train", {"step": 2.0})]
 
 
-def test_a_dead_worker_is_survived_and_the_loop_starts_again(tmp_path: Path) -> None:
-    reports: list[tuple[str, dict[str, float]]] = []
-    _workers(reports).run(DiesOnce(folder=tmp_path, times=1), name="mortal", num_workers=2)
-    assert reports == [("mortal", {"attempt": 1.0})]
+def test_a_dead_worker_is_survived_and_the_loop_starts_again(
+    tmp_path: Path, shared: Shared
+) -> None:
+    task = DiesOnce(folder=tmp_path, times=1)
+    shared.workers.run(task, name="mortal", num_workers=2, private=False)
+    assert shared.reports == [("mortal", {"attempt": 1.0})]
 
 
 @pytest.mark.slow
@@ -192,26 +230,27 @@ def test_a_loop_that_keeps_dying_is_given_up_in_one_line(tmp_path: Path) -> None
     assert len(list(tmp_path.glob("rank1-*"))) == 2
 
 
-def test_a_refusal_is_raised_as_it_was_and_not_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(BudgetError, match=r"^epsilon would be 10\.1, the budget is 10\."):
-        _workers([]).run(Refuses(folder=tmp_path), name="train", num_workers=2)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_group_serves_one_loop_after_another_until_one_has_read_private_records() -> None:
-    reports: list[tuple[str, dict[str, float]]] = []
-    with _kept(reports, max_failures=0) as workers:
-        workers.run(TellsItsProcesses(), name="pretrain", num_workers=2, private=False)
-        workers.run(CountsTwoThings(), name="contrast", num_workers=2, private=False)
-        workers.run(TellsItsProcesses(), name="train", num_workers=2)
-        assert all(map(_has_ended, _processes(reports[0][1])))
-        workers.run(TellsItsProcesses(), name="generate", num_workers=2, private=False)
+def test_a_group_serves_one_loop_after_another_until_one_has_read_private_records(
+    shared: Shared,
+) -> None:
+    workers, reports = shared.workers, shared.reports
+    workers.run(TellsItsProcesses(), name="pretrain", num_workers=2, private=False)
+    workers.run(CountsTwoThings(), name="contrast", num_workers=2, private=False)
+    workers.run(TellsItsProcesses(), name="train", num_workers=2)
+    assert all(map(_has_ended, _processes(reports[0][1])))
+    workers.run(TellsItsProcesses(), name="generate", num_workers=2, private=False)
     own, counts = [reports[at] for at in (0, 3, 4)], reports[1:3]
     assert counts == [("contrast clusters", {"step": 1.0}), ("contrast", {"step": 2.0})]
     assert [name for name, _ in own] == ["pretrain", "train", "generate"]
     first, second, third = (_processes(figures) for _, figures in own)
     assert first == second
     assert not first & third
+
+
+def test_a_refusal_is_raised_as_it_was_and_not_tried_again(tmp_path: Path, shared: Shared) -> None:
+    with pytest.raises(BudgetError, match=r"^epsilon would be 10\.1, the budget is 10\."):
+        shared.workers.run(Refuses(folder=tmp_path), name="train", num_workers=2, private=False)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.slow
@@ -236,17 +275,19 @@ def test_a_worker_that_dies_between_two_loops_costs_neither_a_failure() -> None:
     assert not first & _processes(reports[1][1])
 
 
-def test_workers_whose_driver_was_interrupted_end_and_ray_can_be_left(tmp_path: Path) -> None:
+def test_workers_whose_driver_was_interrupted_end_and_ray_can_be_left(
+    tmp_path: Path, shared: Shared
+) -> None:
     pids: set[int] = set()
 
-    def interrupt(name: str, figures: dict[str, float]) -> None:
+    def interrupt(figures: dict[str, float]) -> None:
         pids.update(_processes(figures))
         raise KeyboardInterrupt
 
-    workers = RayWorkers(threads=1, max_failures=2, on_report=interrupt)
+    shared.answer = interrupt
     task = TellsItsProcessesAndStays(sign=tmp_path / "never")
     with pytest.raises(KeyboardInterrupt):
-        workers.run(task, name="train", num_workers=2)
+        shared.workers.run(task, name="train", num_workers=2)
     assert not _is_fitting()  # Or leaving Ray could end this process.
     give_up = time.monotonic() + 60
     while not all(map(_has_ended, pids)):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rapid_dist.collective import Collective
-from rapid_dist.methods.context import Report
+from rapid_dist.methods.task import Report
 from rapid_dist.runtime.process_workers import ProcessWorkers
 from rapid_dist.runtime.signals import Notice, stop_on_sigterm
 

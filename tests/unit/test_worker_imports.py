@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "sklearn", "torchmetrics", "mlflow")
+HEAVY = ("torch", "diffusers", "sklearn", "torchmetrics", "mlflow")
 
 
 def _loaded(module: str) -> set[str]:
@@ -19,8 +19,9 @@ def _loaded(module: str) -> set[str]:
     ("module", "needed"),
     [
         ("rapid_dist.runtime.beside_driver", set()),  # A mailbox, one for every group of workers.
-        ("rapid_dist.methods.private_stages", {"torch"}),
-        ("rapid_dist.methods.drawing", {"torch"}),
+        ("rapid_dist.runtime.cluster_smoke", {"torch"}),  # And with it every group of workers.
+        ("rapid_dist.methods.private_stages", {"torch", "diffusers"}),
+        ("rapid_dist.methods.drawing", {"torch", "diffusers"}),
     ],
 )
 def test_a_process_imports_no_heavy_vendor_that_its_stage_does_not_need(
@@ -30,4 +31,5 @@ def test_a_process_imports_no_heavy_vendor_that_its_stage_does_not_need(
 
 
 def test_the_comparison_would_notice_what_only_the_evaluation_needs() -> None:
-    assert _loaded("rapid_dist.methods.evaluation_stage") == {"torch", "sklearn", "torchmetrics"}
+    needed = {"torch", "diffusers", "sklearn", "torchmetrics"}
+    assert _loaded("rapid_dist.methods.evaluation_stage") == needed

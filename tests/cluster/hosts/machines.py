@@ -77,12 +77,12 @@ class Machines:
         host.environment |= {**self._environment, "RAY_AUTH_TOKEN_PATH": str(token)}
         return host
 
-    def start_head(self) -> None:
+    def start_head(self, *, cpus: int = 0) -> None:
         self.head.start(
             [
                 *("ray", "start", "--head", "--block", "--node-ip-address", self.head.address),
                 *("--port", str(PORT), "--dashboard-host", "127.0.0.1"),
-                *("--dashboard-port", str(JOBS_PORT), "--num-cpus", "0", "--temp-dir"),
+                *("--dashboard-port", str(JOBS_PORT), "--num-cpus", str(cpus), "--temp-dir"),
                 *(str(self.head.shared), "--object-store-memory", STORE_BYTES, *AGENT_PORTS),
             ],
             "ray.log",

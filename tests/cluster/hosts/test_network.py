@@ -1,7 +1,7 @@
 """Hosts on one machine are apart, can be cut off and powered off, and leave nothing behind.
 
-The light part of tests/cluster/hosts: no Ray, but the sum that every step of training makes, by two
-hosts and the interface that they share. Whole runs are in test_hosts.py.
+The lightest part of tests/cluster/hosts: no Ray, but the sum that every step of training makes, by
+two hosts and the interface that they share. test_two_hosts.py sends a job, test_jobs.py whole runs.
 """
 
 import subprocess
