@@ -15,7 +15,7 @@ from rapid_dist.audit.index_observed import observe_index
 from rapid_dist.audit.index_subject import IndexSubject
 from rapid_dist.audit.markers import Markers, random_markers
 from rapid_dist.audit.result import CheckResult, Profile
-from rapid_dist.audit.silence import searched
+from rapid_dist.audit.silence import LEAST_SHARE, searched
 from rapid_dist.data.images import PrivateImages
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.index import PrivateIndex
@@ -32,7 +32,8 @@ def check_index_silence(subject: IndexSubject, profile: Profile) -> list[CheckRe
     images = PrivateImages(images=markers.images, labels=markers.labels, spec=spec)
     markers.embeddings = subject.embed(images.images)
     own = replace(subject, index_type=_telling(subject.index_type, markers)).on(images)
-    own = replace(own, mechanism=replace(own.mechanism, steps=_ROUNDS[profile]))
+    rate = max(own.mechanism.sample_rate, LEAST_SHARE)
+    own = replace(own, mechanism=replace(own.mechanism, steps=_ROUNDS[profile], sample_rate=rate))
     delta = own.budget.delta
     spent = pld_epsilon([rounds_of(own.mechanism, own.mechanism.steps)], delta, 1e-3)
     with tempfile.TemporaryDirectory() as folder:

@@ -114,3 +114,24 @@ def test_the_audits_trade_off_curve_pays_for_discrete_noise() -> None:
 def test_a_planted_fault_is_caught(fault: Fault, check: str) -> None:
     results = CHECKS[check](fault.build(_subject()), "quick")
     assert failed(results) == [check], [result.statistic for result in results]
+
+
+def _of_few() -> Subject:
+    """Of a data set so large that a batch of forty is mostly nobody."""
+    subject = _subject()
+    return replace(subject, mechanism=replace(subject.mechanism, expected_batch=0.01))
+
+
+def test_every_step_is_listened_to_however_small_a_share_a_batch_is() -> None:
+    for _ in range(10):  # Sizes of 1, 1 and 1 would be in some text by chance.
+        (result,) = check_silence(_of_few(), "quick")
+        assert result.passed, result.detail
+        assert "sizes of 5 batches" in result.detail
+
+
+def test_a_size_that_is_told_is_caught_however_small_a_share_a_batch_is() -> None:
+    telling = [fault for fault in FAULTS if "silence" in fault.caught_by]
+    assert telling
+    for fault in telling:
+        (result,) = check_silence(fault.build(_of_few()), "quick")
+        assert not result.passed, fault.name
