@@ -11,7 +11,7 @@ from ray import cloudpickle
 
 from rapid_dist.collective import Collective
 from rapid_dist.config import RuntimeConfig
-from rapid_dist.methods.context import Report
+from rapid_dist.methods.task import Report
 from rapid_dist.public.build import ShardTask, plan_shards, write_manifest
 from rapid_dist.retrieval.manifest import Manifest
 from rapid_dist.runtime.ray_backend import RayBackend
@@ -37,16 +37,16 @@ class SaysHello:
 
 def test_idle_workers_make_room_for_builders_and_searchers(tmp_path: Path) -> None:
     said: list[tuple[str, dict[str, float]]] = []
-    runtime = RuntimeConfig(workers=2, threads_per_worker=3)  # All that the tests' cluster has.
+    runtime = RuntimeConfig(workers=1, threads_per_worker=6)  # All that the tests' cluster has.
     keeper: Any = SimpleNamespace(run="digits-1")  # Nothing is charged.
     backend = RayBackend(runtime, keeper, lambda name, figures: said.append((name, figures)))
     storage, reference = LocalStorage(tmp_path), reference_images()
     plans = plan_shards(reference, knowledge_base_spec())
     try:
-        backend.workers.run(SaysHello(), name="contrast", num_workers=2, private=False)
+        backend.workers.run(SaysHello(), name="contrast", num_workers=1, private=False)
         records = backend.build_shards(plans, ShardTask(storage.uri, reference_images, embedders))
         write_manifest(storage, plans, records, reference)
-        backend.workers.run(SaysHello(), name="adapt", num_workers=2, private=False)
+        backend.workers.run(SaysHello(), name="adapt", num_workers=1, private=False)
         queries = np.zeros((2, Manifest.read(storage).key_dim), np.float32)
         _, ids = backend.searcher(storage).search(queries, 3)
     finally:
