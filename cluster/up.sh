@@ -84,7 +84,8 @@ END
 start() { # HOST POOL OPTIONS...
     host=$1
     { cat "$TOKEN"; echo; printf '%s\n' "${RAPID_ENV:-}"; } | $SSH "$host" "umask 077; mkdir -p .ray; \
-rm -f .ray/auth_token .ray/environment; IFS= read -r token; printf %s \"\$token\" > .ray/auth_token; cat > .ray/environment; \
+rm -f .ray/auth_token .ray/environment; IFS= read -r token; printf %s \"\$token\" > .ray/auth_token; \
+cat > .ray/environment; \
 chmod 600 .ray/auth_token .ray/environment"
     printf '%s\n' "$NODE" | $SSH "$host" "cd $HOME_THERE && sh -s -- $*" || {
         echo "up.sh: Ray did not start on $host; what it said is above." >&2

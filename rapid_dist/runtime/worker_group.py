@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.context import get_train_context
@@ -203,8 +204,9 @@ def _controller_of(thread: threading.Thread) -> Any:
     """
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
-        if "controller" in frame.f_locals:
-            return frame.f_locals["controller"]
+        found = frame.f_locals.get("controller")
+        if isinstance(found, ActorHandle):  # Other frames may have something else of that name.
+            return found
         frame = frame.f_back
     return None
 
