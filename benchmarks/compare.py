@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, arguments, in_document, table, write
-from compare_add import added, is_drawn_anew, write_sheet
+from compare_add import added, is_drawn_anew, require_same, write_sheet
 
 from rapid_dist.config import Recipe, load_recipe, to_tree
 from rapid_dist.methods.catalog import METHODS
@@ -212,6 +212,11 @@ def recipe_of(name: str, part: Part, options: argparse.Namespace) -> Recipe:
 def run_part(name: str, part: Part, options: argparse.Namespace) -> None:
     """Runs what is left of a part, prints its table and writes its results."""
     recipe = recipe_of(name, part, options)
+    settings = json.loads(json.dumps(to_tree(recipe)))
+    path = RESULTS / f"compare-{name}.json"
+    earlier = json.loads(path.read_text()) if options.add and path.is_file() else None
+    if earlier is not None:
+        require_same(earlier["settings"], settings)
     result = run_compare(recipe, f"{options.out}/compare-{name}")
     chief = ("mean", "best", "frechet", "nfe", "seconds", "public_seconds", "rss_gb")
     rows = [
@@ -226,11 +231,9 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> None:
     ]
     print(table(rows, ["row", "epsilon", "seeds", "mean", "spread", *chief[1:]]), flush=True)
     kept = {key: value for key, value in result.items() if key not in ("page", "versions")}
-    kept |= {"part": name, "settings": json.loads(json.dumps(to_tree(recipe)))}
+    kept |= {"part": name, "settings": settings}
     # Internal, as all that is measured on private records; those of a test bed are public.
     sheet = Path(f"{options.out}/compare-{name}/compare-samples.png").read_bytes()
-    path = RESULTS / f"compare-{name}.json"
-    earlier = json.loads(path.read_text()) if options.add and path.is_file() else None
     if earlier is None or is_drawn_anew(earlier, kept):
         write_sheet(path.with_suffix(".png"), sheet, below=earlier is not None)
     if earlier is not None:

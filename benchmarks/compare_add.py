@@ -15,15 +15,15 @@ _FREE = ("runtime", "tracking", "compare")
 
 
 def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Returns the pieces of both, a new one in the place of that of its name, and their rows.
+    """Returns the pieces of both and their rows; a new piece takes the place of that of its name.
 
-    ``earlier`` in it has the command, machine and cost of every go before.
-
-    Raises:
-      SystemExit: the two were not made by the same settings.
+    One that is not done takes nobody's. ``earlier`` in it has the command, machine and cost of
+    every go before.
     """
-    _require_same(earlier["settings"], found["settings"])
-    pieces = {one["piece"]: one for one in (*earlier["pieces"], *found["pieces"])}
+    pieces = {one["piece"]: one for one in earlier["pieces"]}
+    for one in found["pieces"]:
+        if one["state"] == "done" or one["piece"] not in pieces:
+            pieces[one["piece"]] = one
     places = {row: place for place, row in enumerate(_names(pieces.values()))}
     ordered = sorted(
         pieces.values(),
@@ -66,7 +66,12 @@ def write_sheet(path: Path, sheet: bytes, *, below: bool) -> None:
     path.write_bytes(one_below_the_other(path.read_bytes(), sheet) if below else sheet)
 
 
-def _require_same(earlier: dict[str, Any], found: dict[str, Any]) -> None:
+def require_same(earlier: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuses settings, as plain trees, that would not make pieces of one comparison.
+
+    Raises:
+      SystemExit: they differ in more than where and how runs are made, rows, budgets and seeds.
+    """
     differ = [
         name
         for name in sorted({*earlier, *found} - set(_FREE))

@@ -220,5 +220,19 @@ def test_a_go_with_other_settings_does_not_join_a_comparison(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = _benchmark("compare_add")
+    settings = _comparison(0)["settings"]
+    module.require_same(settings, _comparison(1, 2)["settings"])
     with pytest.raises(SystemExit, match="differ in privacy"):
-        module.added(_comparison(0), _comparison(1, steps=6))
+        module.require_same(settings, _comparison(1, steps=6)["settings"])
+
+
+def test_a_piece_that_failed_later_leaves_the_one_that_was_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = _benchmark("compare_add")
+    later = _comparison(0, 1)
+    later["pieces"][0] |= {"state": "failed", "figures": {}}
+    later["pieces"][1]["figures"] = {"mean": 5.0}
+    both = module.added(_comparison(0, 1), later)
+    assert [one["figures"]["mean"] for one in both["pieces"]] == [0.0, 5.0]
