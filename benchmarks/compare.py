@@ -16,7 +16,9 @@ would be a fault: hundreds of runs cost an epsilon on which no two accountants a
 is mnist at 14 x 14 pixels, 10,000 records of it, by a public order.
 
 What is cut, so that two cores end within a night: K of dpdm and of nonprivate is 4 and not 32;
-ablations have one seed, at epsilon 10 on digits and at 1 on mnist, those of the prior 0.2 and 1.
+pneumonia pretrains for 1,000 steps and not 3,000; ablations have one seed, at epsilon 10 on digits
+and at 1 on mnist-10k, which has 60 steps and no K above 4; those of the prior are at 0.2, 1 and 10
+on digits.
 """
 
 import argparse
@@ -74,7 +76,8 @@ SMALL_MNIST = (
     "network.widths=[32, 64]",
     "pretrain.steps=1000",
     "knowledge_base.clusters=5000",
-    "privacy.steps=150",
+    "privacy.steps=60",
+    "train.ema_decay=0.95",
     "sampling.count=5000",
 )
 PUBLIC: dict[str, list[dict[str, Any]]] = {
@@ -109,12 +112,22 @@ def _varied(name: str, *values: Any) -> dict[str, Settings]:
 
 
 def ablations(
-    base: str, recipe: str, epsilon: float, overrides: tuple[str, ...], splits: tuple[int, ...]
+    base: str,
+    recipe: str,
+    *,
+    epsilons: tuple[float, ...],
+    overrides: tuple[str, ...],
+    splits: tuple[int, ...],
+    multiplicities: tuple[int, ...],
+    clusters: tuple[int, ...],
+    budgets: dict[float, Settings],
 ) -> dict[str, Part]:
     """Returns the ablations on one data set: each row is the recipe, ``base``, but for one thing.
 
     Args:
-      splits: the split steps beside the recipe's own.
+      epsilons: of those of the prior; the others are at the last of them.
+      splits: the split steps beside the recipe's own; as the other values.
+      budgets: what else holds at an epsilon, where the prior is what is changed.
     """
     # Where a record's own query decides its surrogate, k and the keys matter; else they do not.
     queried = {
@@ -125,15 +138,20 @@ def ablations(
         mode: {"train.mode": mode} for mode in ("late", "surrogate", "full")
     }
     del modes[load_recipe(recipe).train.mode]
-    prior = {
-        **_varied("privacy.prior_share", 0.05, 0.15, 0.5, 0.9, 1),
-        **_varied("knowledge_base.clusters", 100, 400, 1600, 4000),
+    prior: dict[str, Settings] = {
+        "base": {},
+        **_varied("privacy.prior_share", 0.05, 0.5, 0.9, 1),
+        **_varied("knowledge_base.clusters", *clusters),
+        **_varied("prior.features", "contrast", "denoiser"),
+        **_varied("prior.threshold", 2, 4),
+        **_varied("prior.nearest", 1, 8),
+        **_varied("privacy.candidate_share", 0.3),  # A second round of votes.
     }
     rows: dict[str, Settings] = {
         "base": {},
         **modes,
         **_varied("split.split_step", *splits),
-        **_varied("train.multiplicity", 4, 8),
+        **_varied("train.multiplicity", *multiplicities),
         # Fewer references with the same pretrained network would need another split of the public
         # images, so what is left of them pretrains: told beside the figures.
         **_varied("data.reference_share", 0.05, 0.2, 0.8),
@@ -152,12 +170,14 @@ def ablations(
         },
     }
     own = Part(
-        recipe=recipe, rows=tuple(rows), variants=rows, overrides=overrides, epsilons=(epsilon,),
-        seeds=1,
+        recipe=recipe, rows=tuple(rows), variants=rows, overrides=overrides,
+        epsilons=epsilons[-1:], seeds=1,
     )  # fmt: skip
     return {
         f"{base}-ablations": own,
-        f"{base}-prior": replace(own, rows=tuple(prior), variants=prior, epsilons=(0.2, 1)),
+        f"{base}-prior": replace(
+            own, rows=tuple(prior), variants=prior, epsilons=epsilons, budgets=budgets
+        ),
     }
 
 
@@ -179,9 +199,34 @@ def parts(best: tuple[str, ...]) -> dict[str, Part]:
         "mnist": mnist,
         "mnist-best": replace(mnist, rows=best, epsilons=(0.2, 10)),
         "mnist-best-seeds": replace(mnist, rows=best, first_seed=1, seeds=2),
-        "pneumonia": Part(recipe="pneumonia", rows=every, variants=CUT, epsilons=(10,), seeds=1),
-        **ablations("digits", "digits", 10, ("pretrain.steps=1000",), (250, 450, 690)),
-        **ablations("mnist-10k", "mnist", 1, SMALL_MNIST, (250, 450, 680)),
+        "pneumonia": Part(
+            recipe="pneumonia",
+            rows=every,
+            variants=CUT,
+            epsilons=(10,),
+            seeds=1,
+            overrides=("pretrain.steps=1000",),
+        ),
+        **ablations(
+            "digits",
+            "digits",
+            epsilons=(0.2, 1, 10),
+            overrides=("pretrain.steps=1000",),
+            splits=(250, 450, 690),
+            multiplicities=(4, 8),
+            clusters=(100, 1600),
+            budgets=DIGITS_BUDGETS,
+        ),
+        **ablations(
+            "mnist-10k",
+            "mnist",
+            epsilons=(1,),
+            overrides=SMALL_MNIST,
+            splits=(250, 450, 680),
+            multiplicities=(4,),
+            clusters=(1000, 20000),
+            budgets={},
+        ),
     }
 
 
