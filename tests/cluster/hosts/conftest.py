@@ -1,4 +1,6 @@
-"""One cluster of three hosts and a desk, for all tests here that want one."""
+"""What all tests here stand on: hosts, or the reason why there are none; one cluster for those that
+want three hosts and a desk.
+"""
 
 from collections.abc import Iterator
 
@@ -6,15 +8,26 @@ import pytest
 
 from rapid_dist.runtime.services import Services, running
 from tests.cluster.hosts.machines import Machines, await_started
-from tests.cluster.hosts.network import network, why_not
+from tests.cluster.hosts.network import Network, network, why_not
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _allowed() -> None:
+    """Every test here is skipped, with the reason, where hosts are not to be had."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    with network() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machines, Services]]:
     """A head and two workers with a CPU each, a desk, and this machine's S3 and MLflow."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("services")
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -7,11 +7,9 @@ two hosts, test_jobs.py whole runs.
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
-
-from tests.cluster.hosts.network import Host, Network, network, why_not
+from tests.cluster.hosts.network import Host, Network, network
 
 LISTEN = """
 import socket, sys
@@ -25,15 +23,6 @@ import socket, sys
 with socket.create_connection((sys.argv[1], 5000), timeout=3) as there:
     print(there.recv(100).decode())
 """
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
-    with network() as found:
-        yield found
 
 
 def _until(seen: Callable[[], bool]) -> None:
@@ -79,9 +68,6 @@ def test_power_off_ends_whatever_was_started_there_and_nothing_is_left(net: Netw
 
 
 def test_a_network_that_is_left_leaves_no_name_behind() -> None:
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
     with network() as found:
         host = found.add("one")
         folder = host.folder

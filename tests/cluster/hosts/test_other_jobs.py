@@ -11,7 +11,7 @@ import pytest
 
 from rapid_dist.privacy.ledger import Ledger
 from tests.cluster.hosts.machines import Machines, await_started
-from tests.cluster.hosts.network import network, why_not
+from tests.cluster.hosts.network import network
 from tests.cluster.hosts.runs import PATIENCE_SEC, options, read_json, steps
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(7200)]
@@ -24,9 +24,6 @@ SPACE = ["sweep.search=grid", "sweep.concurrent=1", "sweep.solve=noise_multiplie
 @pytest.fixture
 def machines() -> Iterator[Machines]:
     """A head with two CPUs, and the desk."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
     with network() as net:
         found = Machines(net, {})
         found.start_head(cpus=2)

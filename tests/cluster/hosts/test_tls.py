@@ -12,14 +12,14 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from rapid_dist.runtime.cluster import ENVIRONMENT
 from tests.cluster.hosts.machines import AGENT_PORTS, await_started
-from tests.cluster.hosts.network import Host, Network, network, why_not
+from tests.cluster.hosts.network import Host, Network
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -166,15 +166,6 @@ def _come_from_elsewhere(
     own = {**_environment(token, tls), "RAY_ADDRESS": f"{head.address}:{PORT}"}
     code = stranger.start([sys.executable, "-c", DRIVER, "word"], log, own).wait(WAIT_SEC)
     return code, stranger.said(log)
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
-    with network() as found:
-        yield found
 
 
 def test_hosts_with_certificates_work_together_and_nobody_reads_along(

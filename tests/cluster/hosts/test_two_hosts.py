@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts.machines import JOBS, Machines, await_started
-from tests.cluster.hosts.network import network, why_not
+from tests.cluster.hosts.network import network
 
 # Seconds, where cores are idle; what fails here fails by a status, and not by a clock.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -38,9 +38,6 @@ for data, token in ((None, ""), (None, "0" * 64), (None, own), (job, ""), (job, 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     """A head and a worker with a CPU each, so that of two training workers each has one."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
     with network() as net:
         found = Machines(net, {})
         found.start_head(cpus=1)
