@@ -16,9 +16,9 @@ would be a fault: hundreds of runs cost an epsilon on which no two accountants a
 is mnist at 14 x 14 pixels, 10,000 records of it, by a public order.
 
 What is cut, so that two cores end within a night: K of dpdm and of nonprivate is 4 and not 32, on
-pneumonia 2, and that pretrains for 1,000 steps and not 3,000; ablations have one seed, at epsilon 10 on digits
-and at 1 on mnist-10k, which has 60 steps and no K above 4; those of the prior are at 0.2, 1 and 10
-on digits.
+pneumonia 2, and that pretrains for 1,000 steps and not 3,000; ablations have one seed, at epsilon
+10 on digits and at 1 on mnist-10k, which has 60 steps and no K above 4; those of the prior are at
+0.2, 1 and 10 on digits.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def parts(best: tuple[str, ...]) -> dict[str, Part]:
         "pneumonia": Part(
             recipe="pneumonia",
             rows=every,
-            # As many draws of a scan for all that train, which are the recipe's own: the same compute.
+            # As many draws of a scan for all that train, the recipe's own: the same compute.
             variants={row: {**changes, "train.multiplicity": 2} for row, changes in CUT.items()},
             epsilons=(10,),
             seeds=1,
