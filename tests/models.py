@@ -1,7 +1,8 @@
 """Networks, private images and steps small enough for hundreds of gradients a second."""
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,12 @@ def public_images(count: int = 40, num_classes: int = 4) -> PublicImages:
     )  # fmt: skip
     labels = np.arange(count, dtype=np.int64) % num_classes
     return PublicImages(images=_pixels(count, 6), labels=labels, spec=spec)
+
+
+def fixed_keys() -> Callable[[], SecretKey]:
+    """Returns what gives another key at every call, and in every run of the tests the same ones."""
+    numbers = itertools.count(1)
+    return lambda: SecretKey(next(numbers).to_bytes(KEY_BYTES, "big"))
 
 
 def references_of(

@@ -173,8 +173,8 @@ def test_no_record_contributes_more_than_the_bound(
 
 @pytest.mark.parametrize("engine", [CopiesClippedApart(), NormsInBfloat16()])
 def test_the_contribution_would_notice(engine: ClippedSum) -> None:
-    """Chance of a false alarm: 2**-24. The keys are new each time, and a norm is rounded up, which
-    errs on the safe side, as often as down: with six records all of them were, once in 64 times.
+    """A norm is rounded up, which errs on the safe side, as often as down: of 24 records all of
+    them are under one key in 2**24, and of six they would be under one in 64.
     """
     config = TrainConfig(mode="late", multiplicity=3, micro_batch=2)
     assert not _longest(PLAIN, config, 24, 2, 1e-3, engine=engine).passed

@@ -1,4 +1,4 @@
-"""A subject of the audit of a private index, so small that a whole check takes a second."""
+"""A small subject of the audit of a private index; its keys are fixed, as in ``subjects.py``."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import numpy as np
 from rapid_dist.audit.index_subject import IndexSubject
 from rapid_dist.privacy.mechanism import RetrievalConfig
 from rapid_dist.privacy.settings import Budget
-from tests.models import SIZE, private_images
+from tests.models import SIZE, fixed_keys, private_images
 
 DIM = 6
 
@@ -29,5 +29,6 @@ def small_index_subject(**changes: Any) -> IndexSubject:
             num_records=12, sample_rate=0.5, steps=4, neighbors=3, noise_multiplier=1.5
         ),
         "budget": Budget(epsilon=20.0, delta=1e-3),
+        "new_key": fixed_keys(),
     }
     return IndexSubject(**{**settings, **changes})

@@ -1,4 +1,8 @@
-"""A subject so small that a whole check of it takes a second."""
+"""A subject so small that a whole check of it takes a second.
+
+Its keys are fixed: a check that is right fails, and one that notices a fault passes, every time or
+never. How often they would under keys of its own a check says itself.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -14,7 +18,15 @@ from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import Budget
 from rapid_dist.private.draws import DrawMaker
 from rapid_dist.private.settings import TrainConfig
-from tests.models import CLASSES, SIZE, draw_maker, mechanism, private_images, tiny_network
+from tests.models import (
+    CLASSES,
+    SIZE,
+    draw_maker,
+    fixed_keys,
+    mechanism,
+    private_images,
+    tiny_network,
+)
 
 WIDTH = 8
 PRIOR, CANDIDATES = GaussianEvent(noise_multiplier=3.0), GaussianEvent(noise_multiplier=5.0)
@@ -68,5 +80,6 @@ def small_subject(**changes: Any) -> Subject:
         "prior": PRIOR,
         "candidates": CANDIDATES,
         "budget": Budget(epsilon=20.0, delta=1e-3),
+        "new_key": fixed_keys(),
     }
     return Subject(**{**settings, **changes})

@@ -1,6 +1,5 @@
 """The audit of a private index catches the faults it is there for, and passes the product."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,7 +14,6 @@ from rapid_dist.audit.index_sampling import check_index_sampling
 from rapid_dist.audit.index_silence import check_index_silence
 from rapid_dist.audit.index_subject import IndexSubject
 from rapid_dist.audit.result import CheckResult, Profile, failed
-from rapid_dist.privacy.keys import KEY_BYTES, SecretKey
 from tests.faults.catalogue import IndexFault
 from tests.faults.index_subjects import small_index_subject
 from tests.faults.indexes import FAULTS as OF_THE_INDEX
@@ -36,12 +34,6 @@ CHECKS: dict[str, Callable[[IndexSubject, Profile], list[CheckResult]]] = {
 FALSE_ALARMS = {"noise": 1.001e-6, "sampling": 1e-6, "silence": 1e-4, "empirical epsilon": 0.05}
 
 
-def _keys() -> Callable[[], SecretKey]:
-    """Fixed ones, so that a test gives the same result every time."""
-    numbers = itertools.count(1)
-    return lambda: SecretKey(next(numbers).to_bytes(KEY_BYTES, "big"))
-
-
 def _param(check: str, *values: object, name: str = "") -> object:
     """What the guesses, and other events for the accountants, take is for the slow suite."""
     slow = check == "empirical epsilon" or name.startswith("The ledger is told of 2%")
@@ -51,7 +43,7 @@ def _param(check: str, *values: object, name: str = "") -> object:
 
 @pytest.mark.parametrize("check", [_param(check, check) for check in CHECKS])
 def test_the_product_passes(check: str) -> None:
-    results = CHECKS[check](small_index_subject(new_key=_keys()), "quick")
+    results = CHECKS[check](small_index_subject(), "quick")
     assert failed(results) == [], [result for result in results if not result.passed]
     assert all(result.question.endswith("?") for result in results)
     chance = sum(result.false_alarm for result in results)
@@ -61,7 +53,7 @@ def test_the_product_passes(check: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("check", ["contribution", "noise", "sampling", "accounting"])
 def test_an_index_with_secure_noise_passes(check: str) -> None:
-    subject = small_index_subject(new_key=_keys())
+    subject = small_index_subject()
     subject = replace(subject, mechanism=replace(subject.mechanism, noise="secure"))
     results = CHECKS[check](subject, "quick")
     assert failed(results) == [], [result for result in results if not result.passed]
@@ -69,7 +61,7 @@ def test_an_index_with_secure_noise_passes(check: str) -> None:
 
 def test_an_index_of_patients_passes() -> None:
     patients = private_images(12, np.arange(12, dtype=np.int64) // 3)
-    results = check_index_contribution(small_index_subject(new_key=_keys()).on(patients), "quick")
+    results = check_index_contribution(small_index_subject().on(patients), "quick")
     assert failed(results) == [], [result for result in results if not result.passed]
 
 
@@ -82,12 +74,12 @@ def test_an_index_of_patients_passes() -> None:
     ],
 )
 def test_a_planted_fault_is_caught_by(fault: IndexFault, check: str) -> None:
-    results = CHECKS[check](fault.build(small_index_subject(new_key=_keys())), "quick")
+    results = CHECKS[check](fault.build(small_index_subject()), "quick")
     assert failed(results) == [check], [result.statistic for result in results]
 
 
 def test_an_embedding_that_heeds_the_others_is_noticed() -> None:
-    right = small_index_subject(new_key=_keys())
+    right = small_index_subject()
 
     def standardised(images: np.ndarray) -> np.ndarray:
         rows = right.embed(images)
