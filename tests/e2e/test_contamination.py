@@ -101,7 +101,8 @@ def test_refusing_ends_the_run_before_anything_else_is_asked(folder: Path) -> No
     out = folder / "refuse"
     recipe = _recipe(folder, "refuse")
     for _ in range(2):
-        with pytest.raises(ReleaseError, match=r"Public sources npz 1[34]\d\d"):
+        # 1,432 and noise of 20. Below 1500 it is but 2,999 times in 3,000.
+        with pytest.raises(ReleaseError, match=r"Public sources npz 1[2-6]\d\d\.\d:"):
             pipeline.run(recipe, str(out))
     events = open_ledger(recipe, str(out)).events(json.loads((out / "run.json").read_text())["run"])
     assert len(events) == 1
