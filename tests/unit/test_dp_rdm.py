@@ -175,8 +175,13 @@ def test_the_generator_is_trained_and_named_for_the_noise_of_its_answers() -> No
 
 def _conditioned(seed: int = 0) -> EmbeddingDenoiser:
     denoiser = EmbeddingDenoiser.begun_from(tiny_denoiser(), DIM, seed=seed)
-    torch.nn.init.normal_(denoiser.conditioner[2].weight, std=1.0)
+    generator = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(denoiser.conditioner[2].weight, std=1.0, generator=generator)
     return denoiser
+
+
+def _normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_images_come_from_the_bundle_alone_each_from_an_answer_of_its_class(
@@ -230,9 +235,9 @@ def test_a_class_without_an_answer_is_refused() -> None:
 
 def test_the_plain_denoiser_of_embeddings_is_the_one_that_is_told_them() -> None:
     denoiser = _conditioned().eval()
-    told = torch.randn(4, DIM)
+    told = _normal(4, DIM)
     told[3] = 0.0  # Says nothing: what guidance compares with.
-    state, level = torch.randn(4, 1, 8, 8), torch.full((4,), 2.0)
+    state, level = _normal(4, 1, 8, 8), torch.full((4,), 2.0)
     plain = denoiser.for_embeddings(told[:3]).eval()
     with torch.no_grad():
         expected = denoiser(state, level, told)
@@ -246,7 +251,7 @@ def test_a_conditioned_denoiser_is_stored_for_diffusers_and_read_back(tmp_path: 
     denoiser = _conditioned().eval()
     save_conditioned(denoiser, tmp_path)
     again = load_conditioned(tmp_path).eval()
-    state, level, told = torch.randn(2, 1, 8, 8), torch.ones(2), torch.randn(2, DIM)
+    state, level, told = _normal(2, 1, 8, 8), torch.ones(2), _normal(2, DIM)
     with torch.no_grad():
         assert torch.equal(again(state, level, told), denoiser(state, level, told))
     assert UNet2DModel.from_pretrained(tmp_path / "unet").config["class_embed_type"] == "identity"
@@ -258,7 +263,7 @@ def test_a_conditioned_denoiser_is_stored_for_diffusers_and_read_back(tmp_path: 
 def test_it_begins_as_the_public_denoiser_without_a_label() -> None:
     public = tiny_denoiser().eval()
     begun = EmbeddingDenoiser.begun_from(public, DIM, seed=0).eval()
-    state, level = torch.randn(2, 1, 8, 8), torch.ones(2)
+    state, level = _normal(2, 1, 8, 8), torch.ones(2)
     with torch.no_grad():
         expected = public(state, level, torch.full((2,), public.no_label))
         assert torch.equal(begun(state, level, torch.zeros(2, DIM)), expected)
