@@ -95,7 +95,7 @@ def running(
     _end_servers(before)
     with contextlib.ExitStack() as undo:
         undo.callback((folder / STATE).unlink, missing_ok=True)
-        ports = _free_ports(2, host)
+        ports = undo.enter_context(_held_ports(2, host))
         s3_endpoint, tracking_uri = (f"http://{host}:{port}" for port in ports)
         pids: dict[str, int] = {}
         services = Services(
@@ -212,12 +212,19 @@ _SERVERS_OWN = {
 }
 
 
-def _free_ports(count: int, host: str) -> list[int]:
+@contextlib.contextmanager
+def _held_ports(count: int, host: str) -> Iterator[list[int]]:
+    """Ports that were free, and that nobody else is given: a server takes seconds to listen.
+
+    They are bound and not listened to, which leaves them to who asks for them by number, as servers
+    do that set SO_REUSEADDR. Until then whoever calls is refused.
+    """
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind((host, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        yield [int(one.getsockname()[1]) for one in sockets]
 
 
 def _await(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
