@@ -14,11 +14,12 @@ from rapid_dist.runtime.needs import Needs
 from rapid_dist.runtime.ray_address import TRIES, check_answers, is_own, require_closed
 
 
-def _free_port() -> int:
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address at which nobody listens, nor can begin to."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 class _HeadNode(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -54,8 +55,10 @@ def _refusal(address: str) -> tuple[str, list[float]]:
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_where_nobody_listens_is_refused_after_a_few_tries(scheme: str) -> None:
-    address = f"{scheme}127.0.0.1:{_free_port()}"
+def test_an_address_where_nobody_listens_is_refused_after_a_few_tries(
+    scheme: str, nobody: str
+) -> None:
+    address = f"{scheme}{nobody}"
     said, pauses = _refusal(address)
     assert said.startswith(f"RAY_ADDRESS={address} names no Ray cluster that answers.")
     assert len(pauses) == TRIES - 1
@@ -122,13 +125,12 @@ def test_a_cluster_that_does_not_say_whether_it_asks_for_a_token_is_refused(head
     require_closed(head_node, ["127.0.0.1"])  # Nobody else gets there.
 
 
-def test_tls_without_its_files_is_refused_by_their_names(monkeypatch, tmp_path) -> None:
+def test_tls_without_its_files_is_refused_by_their_names(monkeypatch, tmp_path, nobody) -> None:
     monkeypatch.setenv("RAY_USE_TLS", "1")
     monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(tmp_path / "key.pem"))
-    address = f"127.0.0.1:{_free_port()}"
     with pytest.raises(ConfigError, match="RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT not"):
-        check_answers(address)
+        check_answers(nobody)
     for name in ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT"):
         monkeypatch.setenv(name, str(tmp_path / "none.pem"))
     with pytest.raises(ConfigError, match=r"none\.pem of RAY_USE_TLS cannot be read"):
-        check_answers(address)
+        check_answers(nobody)
