@@ -23,6 +23,9 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # However busy the machine is; Ray's own patience with its start is half a minute.
+    "RAY_agent_register_timeout_ms": "900000",
+    "RAY_raylet_start_wait_time_s": "240",
 }
 # What a developer's shell may point at a real server; a test must not find it.
 FORGOTTEN = ["MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "RAY_ADDRESS", "AWS_ENDPOINT_URL"]
