@@ -217,14 +217,18 @@ def _held_ports(count: int, host: str) -> Iterator[list[int]]:
     """Ports that were free, and that nobody else is given: a server takes seconds to listen.
 
     They are bound and not listened to, which leaves them to who asks for them by number, as servers
-    do that set SO_REUSEADDR. Until then whoever calls is refused.
+    do that set SO_REUSEADDR. Until then whoever calls is refused. Only Linux shares a port so: on
+    other systems it is let go before a server asks for it.
     """
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind((host, 0))
-        yield [int(one.getsockname()[1]) for one in sockets]
+        ports = [int(one.getsockname()[1]) for one in sockets]
+        if sys.platform != "linux":
+            held.close()
+        yield ports
 
 
 def _await(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
