@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -37,10 +38,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def command() -> str:
+    """Returns the command line, but for the folder that somebody's images lie in."""
+    return re.sub(r"\bdata\.root=\S+", "data.root=DIR", " ".join(["python", *sys.argv]))
+
+
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """Writes figures with machine, versions and command beside them."""
     facts = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
         "machine": machine(),
         "versions": versions(),
     }

@@ -31,7 +31,7 @@ from typing import Any
 
 import scipy.stats
 from mnist import AT_1
-from output import RESULTS, table, write_json
+from output import RESULTS, command, table, write_json
 
 from rapid_dist.config import Recipe, load_recipe
 from rapid_dist.privacy.ledger import Ledger
@@ -253,7 +253,7 @@ def report(options: argparse.Namespace) -> None:
         if rows:
             print(table(rows, list(rows[0])))
         print(json.dumps({k: v for k, v in found[part].items() if k != "rows"}, indent=1))
-        found.setdefault("commands", {})[part] = " ".join(["python", *sys.argv])
+        found.setdefault("commands", {})[part] = command()
     write_json(path, {**found, "small": options.small})
 
 
