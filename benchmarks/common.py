@@ -12,6 +12,7 @@ from typing import Any
 from output import RESULTS, in_document, table, write_json
 
 from rapid_dist.config import Recipe, load_recipe
+from rapid_dist.installed import code_version
 from rapid_dist.runtime import pipeline
 from rapid_dist.runtime.results import versions
 from rapid_dist.storage import open_storage
@@ -54,5 +55,6 @@ def figures(of_set: dict[str, Any]) -> dict[str, float]:
 
 
 def write(name: str, figures_found: dict[str, Any]) -> None:
-    """Writes one JSON with the machine, the versions and the command beside the figures."""
-    write_json(RESULTS / f"{name}.json", {**figures_found, "versions": versions()})
+    """Writes one JSON with machine, versions, code and command beside the figures."""
+    facts = {"versions": versions(), "code": code_version()}
+    write_json(RESULTS / f"{name}.json", {**figures_found, **facts})

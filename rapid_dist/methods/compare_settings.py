@@ -36,6 +36,7 @@ SHARED = (
     "sweep",
     "tracking",
 )
+AT = "at"  # Of a variant: what is changed at one epsilon only.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
 
 
@@ -50,7 +51,8 @@ class CompareConfig:
     seeds: int = 3  # Of samples and classifiers; private randomness is new in every piece anyway.
     first_seed: int = 0
     # name -> settings. Named after a method, what is changed in that method; else a row of its own,
-    # whose method is its setting "method", or the recipe's.
+    # whose method is its setting "method", or the recipe's. Its setting "at", epsilon -> settings,
+    # is what it changes at one budget besides.
     variants: dict[str, Settings] = field(default_factory=dict)
     budgets: dict[float, Settings] = field(default_factory=dict)  # epsilon -> settings of all rows.
     validation_share: float = 0.1  # Of the samples: chooses each classifier's checkpoint.
@@ -75,23 +77,48 @@ class CompareConfig:
         if any(not epsilon > 0 for epsilon in self.epsilons):
             raise ConfigError(f"compare.epsilons must be positive, got {list(self.epsilons)}.")
         for row, settings in self.variants.items():
-            _check_shared(f"compare.variants.{row}", settings)
-        for epsilon, settings in self.budgets.items():
-            _check_shared(f"compare.budgets.{epsilon:g}", settings)
+            where = f"compare.variants.{row}"
+            _check_shared(where, {name: one for name, one in settings.items() if name != AT})
+            self._check_budgets(f"{where}.{AT}", self._by_epsilon(row))
+        self._check_budgets("compare.budgets", self.budgets)
+
+    def _check_budgets(self, where: str, budgets: Mapping[float, Settings]) -> None:
+        for epsilon, settings in budgets.items():
+            _check_shared(f"{where}.{epsilon:g}", settings)
             if "method" in settings:
                 raise ConfigError(
-                    f"compare.budgets.{epsilon:g} sets method for all rows. Name rows in "
+                    f"{where}.{epsilon:g} sets method, which is one at all budgets. Name rows in "
                     "compare.methods."
                 )
             if epsilon not in self.epsilons:
                 raise ConfigError(
-                    f"compare.budgets has {epsilon:g}, which compare.epsilons="
+                    f"{where} has {epsilon:g}, which compare.epsilons="
                     f"{list(self.epsilons)} does not."
                 )
 
     def at(self, epsilon: float) -> Settings:
         """Returns what all rows change at a budget."""
         return self.budgets.get(epsilon, {})
+
+    def row(self, row: str, epsilon: float | None) -> Settings:
+        """Returns what makes a row, "method" among it; ``epsilon`` is None where it has none."""
+        settings = {name: one for name, one in self.variants.get(row, {}).items() if name != AT}
+        return settings | ({} if epsilon is None else self._by_epsilon(row).get(epsilon, {}))
+
+    def changes(self, row: str, epsilon: float | None) -> Settings:
+        """Returns all that a row at a budget has otherwise than the recipe and its method."""
+        return ({} if epsilon is None else self.at(epsilon)) | self.row(row, epsilon)
+
+    def _by_epsilon(self, row: str) -> dict[float, Settings]:
+        """Returns a row's setting "at"; its keys may be text, as JSON has them."""
+        found = self.variants.get(row, {}).get(AT, {})
+        try:
+            return {float(epsilon): dict(settings) for epsilon, settings in found.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ConfigError(
+                f"compare.variants.{row}.{AT} must have settings for each epsilon, as in "
+                f"{AT}: {{1: {{privacy.steps: 40}}}}, got {found!r}."
+            ) from None
 
 
 def _check_shared(where: str, settings: Mapping[str, Any]) -> None:

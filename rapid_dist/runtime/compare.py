@@ -21,15 +21,15 @@ from typing import Any
 
 from rapid_dist.config import Recipe
 from rapid_dist.errors import RapidError
-from rapid_dist.methods.seal import read_table
-from rapid_dist.runtime.compare_piece import AGAIN, PieceJob, run_apart
+from rapid_dist.installed import code_version
+from rapid_dist.runtime.compare_piece import MARK, PieceJob, read_mark, run_apart
 from rapid_dist.runtime.compare_plan import Piece, PreparedCompare, prepare_compare
 from rapid_dist.runtime.compare_results import write_results
 from rapid_dist.runtime.lock import locked
 from rapid_dist.runtime.progress import Progress
 from rapid_dist.runtime.run_directory import INTERNAL, require_writable
 from rapid_dist.runtime.signals import stop_on_sigterm
-from rapid_dist.storage import Storage, StorageMissing, open_storage
+from rapid_dist.storage import open_storage
 
 Runner = Callable[[PieceJob], None]
 
@@ -74,13 +74,13 @@ def run_compare(
 
 def is_done(piece: Piece) -> bool:
     """Whether the piece has figures of these very settings."""
-    return _read(open_storage(piece.out), "piece.json").get("identity") == piece.identity
+    return read_mark(piece.out).get("identity") == piece.identity
 
 
 def _mark(piece: Piece) -> None:
-    content = {"piece": piece.name, "identity": piece.identity}
+    content = {"piece": piece.name, "identity": piece.identity, "code": code_version()}
     storage = open_storage(piece.out, private=True)
-    storage.write("piece.json", json.dumps(content, indent=2).encode())
+    storage.write(MARK, json.dumps(content, indent=2).encode())
 
 
 def _write(prepared: PreparedCompare, failed: Mapping[str, str]) -> dict[str, Any]:
@@ -95,10 +95,3 @@ def _make_own(out: str) -> None:
     if "://" not in out:
         Path(out).mkdir(parents=True, exist_ok=True)
         os.chmod(out, 0o700)
-
-
-def _read(storage: Storage, name: str) -> dict[str, Any]:
-    try:
-        return read_table(storage, name, AGAIN)
-    except StorageMissing:
-        return {}

@@ -41,8 +41,7 @@ class PeakMemory:
 
     def figures(self) -> dict[str, float | None]:
         """Returns the peaks in GB; of CUDA only where this process itself computed on it."""
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        own *= 1 if sys.platform == "darwin" else 1024
+        own = own_peak(self._proc)
         cuda = None
         if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             cuda = round(torch.cuda.max_memory_allocated() / 2**30, 3)
@@ -52,6 +51,17 @@ class PeakMemory:
         while not self._done.is_set():
             self._most = max(self._most, tree_rss(os.getpid(), self._proc))
             self._done.wait(LOOK_SEC)
+
+
+def own_peak(proc: Path = _PROC) -> int:
+    """Returns the most bytes that were ever resident in this process since its program began."""
+    with contextlib.suppress(OSError):
+        for line in (proc / "self" / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    # Not where there is a /proc: Linux begins this figure at that of the process which started us.
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024)
 
 
 def tree_rss(pid: int, proc: Path = _PROC) -> int:

@@ -25,6 +25,7 @@ from rapid_dist.runtime.compare_memory import PeakMemory
 from rapid_dist.storage import StorageMissing, open_storage
 
 BOOK = "internal/piece.json"  # Of a piece, in its run directory.
+MARK = "piece.json"  # Likewise; it is there when the piece is done.
 AGAIN = "Delete it and run the same command again: it is written anew."
 _BUNDLE = "bundle/"
 
@@ -86,8 +87,17 @@ def run_apart(job: PieceJob) -> None:
 
 def read_book(out: str) -> dict[str, Any]:
     """Returns what a piece has noted: its peaks, and why it failed, if it did."""
+    return _read(out, BOOK)
+
+
+def read_mark(out: str) -> dict[str, Any]:
+    """Returns what a piece that is done is known by: its settings' hash and the code it ran by."""
+    return _read(out, MARK)
+
+
+def _read(out: str, name: str) -> dict[str, Any]:
     try:
-        return read_table(open_storage(out), BOOK, AGAIN)
+        return read_table(open_storage(out), name, AGAIN)
     except StorageMissing:
         return {}
 

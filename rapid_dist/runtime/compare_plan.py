@@ -133,7 +133,7 @@ def recipe_of(recipe: Recipe, where: Places, row: str, epsilon: float | None, se
             f"It is neither a method nor a name of compare.variants. Methods are "
             f"{', '.join(catalog.METHODS)}."
         )
-    changes = dict(compare.variants.get(row, {}))
+    changes = compare.row(row, epsilon)
     method = str(changes.pop("method", row if row in catalog.METHODS else recipe.method))
     tree = to_tree(recipe)
     del tree["compare"]  # One piece has nothing to do with the others.

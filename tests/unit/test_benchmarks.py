@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rapid_dist.config import load_recipe, method_settings
+from rapid_dist.config import Recipe, load_recipe, method_settings, to_tree
 from rapid_dist.methods.catalog import check_method
 from rapid_dist.runtime.compare_plan import recipe_of
 from rapid_dist.runtime.run_directory import Places
@@ -138,19 +138,26 @@ def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     compare = _benchmark("compare")
-    parts = compare.parts(("rapid", "dpdm"))
-    assert {"digits", "mnist-best", "pneumonia", "mnist-10k-prior", "digits-ablations"} <= set(
-        parts
-    )
+    parts = compare.parts()
+    assert {"digits", "mnist", "pneumonia", "mnist-10k-prior", "digits-ablations"} <= set(parts)
     options = compare.options_of().parse_args(["--backend", "process"])
     where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
     for name, part in parts.items():
         recipe = compare.recipe_of(name, part, options)
+        draws: dict[float, set[int]] = {epsilon: set() for epsilon in part.epsilons}
         for row in part.rows:
             for epsilon in part.epsilons:
-                own = recipe_of(recipe, where, row, epsilon, part.first_seed)
+                own = recipe_of(recipe, where, row, epsilon, 0)
                 check_method(method_settings(own))
                 assert own.data.private.name == ("mnist-10k-14" if "10k" in name else part.recipe)
+                if not row.startswith("multiplicity"):  # Which is to see what more of them buy.
+                    steps, batch = own.privacy.steps, own.privacy.expected_batch
+                    assert steps is not None
+                    assert batch is not None
+                    draws[epsilon].add(int(steps * batch * own.train.rows_per_record))
+        # On mnist a prior leaves little to train with at epsilon 1; who has none makes more steps.
+        few = {81_920, 256_000} if name == "mnist" else None
+        assert all(len(found) == 1 or found == few for found in draws.values()), (name, draws)
 
 
 def test_a_new_row_takes_the_place_of_that_of_its_name(tmp_path: Path) -> None:
@@ -185,18 +192,39 @@ def test_a_table_takes_the_place_of_the_one_before_in_a_document() -> None:
         output.in_document(new, "two", "")
 
 
-def _comparison(*seeds: int, rows: tuple[str, ...] = ("rapid",), steps: int = 5) -> dict[str, Any]:
+def _comparison(*seeds: int, rows: tuple[str, ...] = ("rapid",), **recipe: Any) -> dict[str, Any]:
     pieces = [
         {
             "piece": f"{row}-1-{seed}", "row": row, "method": "rapid", "promise": "charged",
             "epsilon": 1.0, "seed": seed, "state": "done", "figures": {"mean": float(seed)},
+            "changes": recipe.get("variants", {}).get(row, {}),
         }
         for row in rows
         for seed in seeds
     ]  # fmt: skip
-    compare = {"methods": list(rows), "seeds": len(seeds), "variants": {}, "budgets": {}}
-    settings = {"privacy": {"steps": steps}, "runtime": {"workers": len(seeds)}, "compare": compare}
+    settings = to_tree(_compared(*seeds, rows=rows, **recipe))
     return {"pieces": pieces, "command": f"seeds {seeds}", "settings": settings}
+
+
+def _compared(
+    *seeds: int,
+    rows: tuple[str, ...] = ("rapid",),
+    variants: dict[str, Any] | None = None,
+    steps: int = 5,
+    workers: int = 1,
+) -> Recipe:
+    compare = {
+        "methods": rows, "seeds": len(seeds), "first_seed": seeds[0], "epsilons": [1.0],
+        "variants": variants or {},
+    }  # fmt: skip
+    return load_recipe(
+        "digits",
+        [
+            f"privacy.steps={steps}",
+            f"runtime.workers={workers}",
+            f"compare={json.dumps(compare)}",
+        ],
+    )
 
 
 def test_a_later_go_of_a_comparison_adds_seeds_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,10 +248,33 @@ def test_a_go_with_other_settings_does_not_join_a_comparison(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = _benchmark("compare_add")
-    settings = _comparison(0)["settings"]
-    module.require_same(settings, _comparison(1, 2)["settings"])
+    earlier = _comparison(0, rows=("rapid", "dpdm"), variants={"dpdm": {"train.multiplicity": 4}})
+    del earlier["settings"]["prior"]["nearest"]  # As a file has it that is older than the setting.
+    module.require_same(earlier, _compared(1, 2, workers=3))
     with pytest.raises(SystemExit, match="differ in privacy"):
-        module.require_same(settings, _comparison(1, steps=6)["settings"])
+        module.require_same(earlier, _compared(1, steps=6))
+    both = ("rapid", "dpdm")
+    module.require_same(
+        earlier, _compared(1, rows=both, variants={"dpdm": {"train.multiplicity": 4}})
+    )
+    changed = {"dpdm": {"train.multiplicity": 8}}
+    with pytest.raises(SystemExit, match="differ in dpdm at 1"):
+        module.require_same(earlier, _compared(1, rows=both, variants=changed))
+    with pytest.raises(SystemExit, match="differ in dpdm at 1"):
+        module.require_same(earlier, _compared(1, rows=both))
+    # All of the row is made anew.
+    module.require_same(earlier, _compared(0, rows=("dpdm",), variants=changed))
+
+
+def test_a_piece_that_failed_does_not_leave_one_of_other_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = _benchmark("compare_add")
+    later = _comparison(0, variants={"rapid": {"train.multiplicity": 4}})
+    later["pieces"][0] |= {"state": "failed", "figures": {}}
+    both = module.added(_comparison(0, 1), later)
+    assert [one["state"] for one in both["pieces"]] == ["failed", "done"]
 
 
 def test_a_piece_that_failed_later_leaves_the_one_that_was_done(

@@ -48,7 +48,11 @@ def _recipe(*more: str) -> Recipe:
         ({"variants": {"x": {"privacy": {"steps": 3}}}}, "all rows of a comparison share"),
         ({"variants": {"x": {"data.private.limit": 3}}}, "all rows of a comparison share"),
         ({"epsilons": (1.0,), "budgets": {2.0: {}}}, "does not"),
-        ({"epsilons": (1.0,), "budgets": {1.0: {"method": "dpdm"}}}, "for all rows"),
+        ({"epsilons": (1.0,), "budgets": {1.0: {"method": "dpdm"}}}, "one at all budgets"),
+        ({"epsilons": (1.0,), "variants": {"x": {"at": {"2": {}}}}}, r"x\.at has 2, which"),
+        ({"epsilons": (1.0,), "variants": {"x": {"at": {1: {"seed": 3}}}}}, "all rows of a comp"),
+        ({"epsilons": (1.0,), "variants": {"x": {"at": {1: {"method": "dpdm"}}}}}, "one at all"),
+        ({"variants": {"x": {"at": "soon"}}}, "must have settings for each epsilon"),
     ],
 )
 def test_what_would_make_rows_unequal_is_refused(settings: Any, match: str) -> None:
@@ -99,6 +103,27 @@ def test_pieces_share_data_budget_seed_and_evaluation_and_differ_in_their_method
     rows = {one["piece"]: one["private_rows"] for one in described}
     assert [rows[f"{name}-5"] for name in ("rapid-1", "rapid-10", "dpdm-10")] == [192, 1536, 3072]
     assert [rows["nonprivate-any-5"], rows["public-any-5"]] == [1536, None]
+
+
+def test_a_row_may_have_settings_of_its_own_at_an_epsilon(tmp_path: Path) -> None:
+    prepared = prepare_compare(
+        _recipe(
+            "compare.methods=[rapid, dpdm, nonprivate]",
+            "compare.variants={dpdm: {train.multiplicity: 2, at: {1: {privacy.steps: 2}}},"
+            " nonprivate: {at: {10: {train.multiplicity: 3}}}}",
+            "compare.epsilons=[1, 10]",
+            "compare.seeds=1",
+        ),
+        str(tmp_path / "c"),
+    )
+    found = {
+        piece.name: (piece.prepared.recipe.privacy.steps, piece.prepared.recipe.train.multiplicity)
+        for piece in prepared.pieces
+    }
+    assert found == {
+        "rapid-1-0": (3, 1), "rapid-10-0": (3, 1), "dpdm-1-0": (2, 2), "dpdm-10-0": (3, 2),
+        "nonprivate-any-0": (3, 1),
+    }  # fmt: skip
 
 
 def test_a_piece_is_done_wherever_its_data_lie_and_however_it_is_run(tmp_path: Path) -> None:
@@ -183,7 +208,7 @@ def _pretend(job: PieceJob) -> None:
     )
     summary = {
         "quality": QUALITY["samples"],
-        "seconds": {"pretrain": 5.0, "generate": 2.0, "evaluate": 9.0, "total": 16.0},
+        "seconds": {"pretrain": 5.0, "contamination": 7.0, "generate": 2.0, "evaluate": 9.0},
         "sampling": {"nfe": 4},
         "privacy": {"epsilon": 0.0},
     }
@@ -305,3 +330,18 @@ def test_a_peak_is_seen_after_it_is_over() -> None:
         "assert peak.figures()['rss_gb'] > before + 0.2\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_small_piece_of_a_large_parent_is_small() -> None:
+    code = (
+        "import resource, subprocess, sys\n"
+        "held = bytearray(b'1') * 900_000_000\n"
+        "ask = 'from rapid_dist.runtime.compare_memory import PeakMemory\\n'\n"
+        "ask += 'import resource\\nprint(PeakMemory().figures()[\"rss_gb\"])\\n'\n"
+        "ask += 'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)'\n"
+        "subprocess.run([sys.executable, '-c', ask], check=True)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    own, inherited = map(float, told.stdout.split())
+    assert own < 0.7 < inherited  # The second figure is what must not be asked for.
