@@ -7,7 +7,7 @@
     python benchmarks/compare.py --parts mnist --rows rapid,dpdm --first-seed 1 --seeds 2 --add ...
     python benchmarks/compare.py --document     # what there is, into docs/results.md
 
-With ``--add`` rows, budgets or seeds join those that the results of the part hold already. The parts
+With ``--add`` rows, budgets or seeds join those that the results of the part hold already. Parts
 are in ``compare_parts.py``, with what is cut. Resumable piece by piece: the same command goes on,
 and writes the results so far after every part. A part leaves ``results/compare-PART.json`` with all
 figures by seed and epsilon, its figure and its sheet of samples beside it, its page in

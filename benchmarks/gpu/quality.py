@@ -1,6 +1,6 @@
-"""Pieces of quality on a GPU: one method at one epsilon, some minutes of it at a time.
+"""Pieces of quality on a GPU: `rapid` and its controls at one epsilon, some minutes at a time.
 
-A piece is `rapid-dist compare` with one row, in one process on one device. It needs what the whole
+A piece is `rapid-dist compare` with few rows, in one process on one device. It needs what the whole
 pipeline needs: pydantic, Opacus, dp-accounting, FAISS, MLflow, typer, scikit-learn; Ray it never
 asks for. Where they are not installed, bring their wheels:
 
@@ -53,6 +53,11 @@ LARGE: dict[str, tuple[str, ...]] = {
         "train.micro_batch=null", "sampling.count=50000",
     ),
 }  # fmt: skip
+# Of the controls those that take seconds: references, and the model that training begins with.
+ROWS = ("rapid", "references", "adapted")
+VARIANTS = {"adapted": {"method": "rapid", "privacy.prior_share": 1}}
+# Paid for in case a piece is killed: stopped, it leaves a checkpoint and repeats nothing.
+SAFE = ("privacy.reserve_steps=10",)
 CLASSIFIERS = ("evaluation.classifiers.steps=6000", "evaluation.classifiers.batch_size=256")
 # On the CPU, on data that come with the package: whether a piece runs, stops and goes on.
 REHEARSAL = (
@@ -70,7 +75,7 @@ REHEARSAL = (
 
 
 def quality(recipe: str, epsilon: float, data_root: Path, runs: Path, most: float) -> Piece:
-    """One row of method rapid at one epsilon; goes on where the last call stopped.
+    """Method rapid and its controls at one epsilon; goes on where the last call stopped.
 
     Args:
       most: minutes of one call.
@@ -85,11 +90,13 @@ def quality(recipe: str, epsilon: float, data_root: Path, runs: Path, most: floa
             f"data.root={data_root}",
             "runtime.backend=process",
             "runtime.device=cuda",
-            "compare.methods=[rapid]",
+            f"compare.methods={json.dumps(list(ROWS))}",
+            f"compare.variants={json.dumps(VARIANTS)}",
             f"compare.epsilons=[{epsilon:g}]",
             "compare.seeds=1",
             "compare.class_balance=false",
             *LARGE[recipe],
+            *SAFE,
             *CLASSIFIERS,
             *(REHEARSAL if rehearse else ()),
         ]
@@ -105,10 +112,16 @@ def quality(recipe: str, epsilon: float, data_root: Path, runs: Path, most: floa
             print(f"{out.stem}: not whole after {minutes:.1f} minutes; the same command goes on")
             return
         found: dict[str, Any] = json.loads((folder / "compare/compare.json").read_text())
-        rows = [{"epsilon": row["epsilon"], **row["mean"]} for row in found["rows"]]
+        rows = [
+            {"row": row["row"], "epsilon": row["epsilon"], **row["mean"]} for row in found["rows"]
+        ]
         facts = {"rows": rows, "minutes": minutes, "settings": settings, "recipe": recipe}
         output.write_json(out, facts)
-        print(output.table(rows, ["epsilon", "mean", "best", "cnn", "frechet", "nfe", "seconds"]))
+        print(
+            output.table(
+                rows, ["row", "epsilon", "mean", "best", "cnn", "frechet", "nfe", "seconds"]
+            )
+        )
 
     return run
 

@@ -30,10 +30,17 @@ class Judge:
     """A convolutional network trained on real images alone."""
 
     def __init__(
-        self, train: PrivateImages, held_out: PrivateImages, config: ClassifierConfig, seed: int
+        self,
+        train: PrivateImages,
+        held_out: PrivateImages,
+        config: ClassifierConfig,
+        seed: int,
+        device: str = "cpu",
     ) -> None:
         self._num_classes = train.spec.num_classes
-        self._network = fit_network(train.images, train.labels, self._num_classes, seed, config)
+        self._network = fit_network(
+            train.images, train.labels, self._num_classes, seed, config, device
+        )
         seen = predict(self._network, held_out.images)
         self._accuracy = float(np.mean(seen == held_out.labels))
 

@@ -119,13 +119,19 @@ def train_and_predict(
 
 
 def fit_network(
-    images: UInt8Array, labels: Int64Array, num_classes: int, seed: int, config: ClassifierConfig
+    images: UInt8Array,
+    labels: Int64Array,
+    num_classes: int,
+    seed: int,
+    config: ClassifierConfig,
+    device: str = "cpu",
 ) -> nn.Sequential:
     """Returns the convolutional network trained on uint8 [N, C, H, W] and int64 [N], all of them.
 
     It classifies what it is shown: samples by real classes, or anything by public ones.
     """
-    network = _built(SmallConvNet, seed, images.shape[1], images.shape[2], num_classes)
+    built = _built(SmallConvNet, seed, images.shape[1], images.shape[2], num_classes)
+    network = built.to(device)
     targets = torch.from_numpy(labels.astype(np.int64))
     _fit(network, (to_unit(images), targets), None, seed, config, config.learning_rate)
     assert isinstance(network, nn.Sequential)

@@ -28,19 +28,23 @@ class InceptionExtractor:
 
     name = NAME
 
-    def __init__(self, network: nn.Module, batch_size: int = 64) -> None:
-        self._network, self._batch_size = network, batch_size
+    def __init__(self, network: nn.Module, batch_size: int = 64, device: str = "cpu") -> None:
+        self._network, self._batch_size = network.to(device), batch_size
+        self._device = device
 
     @torch.no_grad()
     def __call__(self, images: UInt8Array) -> Float32Array:
         """uint8 [N, C, H, W] -> features float32 [N, 2048]."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).expand(-1, 3, -1, -1)
-        parts = [self._network(part) for part in torch.split(pixels, self._batch_size)]
+        parts = [
+            self._network(part.to(self._device)).cpu()
+            for part in torch.split(pixels, self._batch_size)
+        ]
         features: Float32Array = torch.cat(parts).float().numpy()
         return features
 
 
-def open_inception(path: Path) -> InceptionExtractor:
+def open_inception(path: Path, device: str = "cpu") -> InceptionExtractor:
     """Returns the extractor whose weights are in ``path``; there is no other way to FID."""
     if not path.is_file():
         raise ConfigError(
@@ -58,4 +62,4 @@ def open_inception(path: Path) -> InceptionExtractor:
             f"evaluation.inception_weights={path} does not hold the weights of FID's Inception "
             f"({' '.join(str(error).split())[:120]}). Convert them as docs/operations.md says."
         ) from None
-    return InceptionExtractor(network)
+    return InceptionExtractor(network, device=device)

@@ -33,7 +33,7 @@ def train_public_classifier(images: PublicImages, config: ClassifierConfig, seed
     return pack_arrays({_SHAPE: shape, **arrays})
 
 
-def open_public_classifier(content: bytes, name: str) -> ModuleExtractor:
+def open_public_classifier(content: bytes, name: str, device: str = "cpu") -> ModuleExtractor:
     """Returns the extractor that ``train_public_classifier`` packed.
 
     Args:
@@ -42,4 +42,5 @@ def open_public_classifier(content: bytes, name: str) -> ModuleExtractor:
     arrays = unpack_arrays(content, name)
     network = SmallConvNet(*(int(value) for value in arrays.pop(_SHAPE)))
     network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
-    return ModuleExtractor(nn.Sequential(*list(network)[:-_NOT_FEATURES]), name)
+    features = nn.Sequential(*list(network)[:-_NOT_FEATURES])
+    return ModuleExtractor(features, name, device=device)

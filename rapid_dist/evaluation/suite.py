@@ -99,20 +99,22 @@ class Quality:
         }
 
 
-def open_extractor(config: EvaluationConfig, data_root: str | Path | None = None) -> Extractor:
+def open_extractor(
+    config: EvaluationConfig, data_root: str | Path | None = None, device: str = "cpu"
+) -> Extractor:
     """Returns the extractor that the settings name, of those that need no public image."""
     if config.features == "pixels":
         return PixelExtractor()
     if config.features == "inception":
         assert config.inception_weights is not None  # The settings have checked that.
-        return open_inception(Path(config.inception_weights))
+        return open_inception(Path(config.inception_weights), device)
     assert config.features == "mobilenet", "A classifier of public classes is opened by its bytes."
     if data_root is None:
         raise ConfigError(
             "evaluation.features='mobilenet' is read from below data.root, which is not set. "
             "Set it, or use 'pixels'."
         )
-    return open_mobilenet(data_root)
+    return open_mobilenet(data_root, device)
 
 
 class Yardstick:
@@ -127,6 +129,7 @@ class Yardstick:
         *,
         smallest_set: int,
         extractor: Extractor | None = None,
+        device: str = "cpu",
     ) -> None:
         """Computes once what every set is compared with.
 
@@ -136,8 +139,10 @@ class Yardstick:
           smallest_set: images of the smallest set that will be measured.
           extractor: of the FID-like figures; pixels by default. Memorisation is always in pixels,
             where a copy is at distance 0.
+          device: where networks are trained.
         """
         self._held_out, self._config, self._seed = held_out, config, seed
+        self._device = device
         self._extractor, self._pixels = extractor or PixelExtractor(), PixelExtractor()
         # One number for all sets: a Frechet distance falls with the number of images.
         self._count = min(config.fidelity_images, len(held_out), smallest_set)
@@ -147,7 +152,7 @@ class Yardstick:
         self._held_out_pixels = self._pixels(some)
         self._judge: Judge | None = None
         if config.class_balance and held_out.spec.num_classes > 1:
-            self._judge = Judge(train, held_out, config.classifiers, seed)
+            self._judge = Judge(train, held_out, config.classifiers, seed, device)
 
     def measure(self, images: UInt8Array, labels: Int64Array) -> SetQuality:
         """Measures images uint8 [n, C, S, S] with labels int64 [n]; no other set matters to it."""
@@ -155,7 +160,7 @@ class Yardstick:
         classifiers = None
         if num_classes > 1:
             classifiers = train_and_score(
-                images, labels, self._held_out, num_classes, seed, config.classifiers
+                images, labels, self._held_out, num_classes, seed, config.classifiers, self._device
             )
         return SetQuality(
             num_images=len(images),

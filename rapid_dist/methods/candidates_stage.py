@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from rapid_dist.data.images import PrivateImages
+from rapid_dist.data.images import Int64Array, PrivateImages
 from rapid_dist.data.sources import load_private
 from rapid_dist.methods import artifacts
 from rapid_dist.methods.clusters import vote_features
@@ -31,7 +31,13 @@ from rapid_dist.methods.settings import MethodSettings
 from rapid_dist.private.votes import charged_histogram
 from rapid_dist.release.bundle import Bundle
 from rapid_dist.retrieval.arrays import pack_arrays
-from rapid_dist.retrieval.prior import cells_above, estimate, refined, told_votes
+from rapid_dist.retrieval.prior import (
+    TrajectoryPrior,
+    cells_above,
+    estimate,
+    refined,
+    told_votes,
+)
 from rapid_dist.retrieval.shard_maker import FeaturesOf
 from rapid_dist.retrieval.vectors import assign
 from rapid_dist.storage import open_storage
@@ -68,8 +74,7 @@ def run_candidates(context: RunContext) -> None:
     _draw(context, classes * each)
     drawn, labels = artifacts.get_images(context.out, _FILE)
     prior = first_prior(context.out.uri)
-    # As the generator has drawn them: a pure function of class, seed and number.
-    entries = prior.draw(labels, settings.seed + _APART, np.arange(len(labels), dtype=np.int64))
+    entries = entries_behind(prior, labels, settings)
     images, _ = load_private(settings.private, settings.data_root)
     features_of = vote_features(settings, context.public.uri)
     votes = nearest_candidates(
@@ -97,6 +102,16 @@ def run_candidates(context: RunContext) -> None:
     artifacts.mark_done(
         storage, {"attempt": attempt}, of=context.run, names=("histogram.npz", "prior.npz")
     )
+
+
+def entries_behind(
+    prior: TrajectoryPrior, labels: Int64Array, settings: MethodSettings
+) -> Int64Array:
+    """Returns the entries that the generator has drawn the candidates of these classes from.
+
+    They are a pure function of class, seed and number.
+    """
+    return prior.draw(labels, settings.seed + _APART, np.arange(len(labels), dtype=np.int64))
 
 
 def _draw(context: RunContext, count: int) -> None:

@@ -159,7 +159,7 @@ class EvaluateTask:
     """
 
     settings: MethodSettings
-    drawing: GenerateTask  # Of the controls.
+    drawing: GenerateTask  # Of the controls; its device is where sets are measured, too.
     files: Mapping[str, str]  # Of every set, samples and controls, by its name.
     out_uri: str
     internal_uri: str
@@ -177,6 +177,7 @@ class EvaluateTask:
             evaluation_seed(settings),
             smallest_set=self.drawing.count,
             extractor=extractor,
+            device=self.drawing.device,
         )
         internal = open_storage(self.internal_uri, private=True)
         mine = list(self.files)[collective.rank :: collective.world_size]
@@ -190,7 +191,7 @@ class EvaluateTask:
     def _extractor(self, collective: Collective) -> Extractor:
         settings = self.settings
         if settings.evaluation.features != "public_classes":
-            return open_extractor(settings.evaluation, settings.data_root)
+            return open_extractor(settings.evaluation, settings.data_root, self.drawing.device)
         name = public_classes_name(settings)
         storage = open_storage(self.public_uri).child(name)
         if collective.rank == 0 and not artifacts.is_done(storage):
@@ -200,7 +201,8 @@ class EvaluateTask:
             storage.write(PUBLIC_CLASSIFIER, content)
             artifacts.mark_done(storage, names=(PUBLIC_CLASSIFIER,))
         collective.barrier()
-        return open_public_classifier(read_sealed(storage, PUBLIC_CLASSIFIER), name)
+        content = read_sealed(storage, PUBLIC_CLASSIFIER)
+        return open_public_classifier(content, name, self.drawing.device)
 
     def _measure(self, name: str, yardstick: Yardstick, internal: Storage) -> None:
         """Stores the figures of one set, unless a worker that died later has done so."""

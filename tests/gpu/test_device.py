@@ -8,7 +8,8 @@ import torch
 
 from rapid_dist.data.images import ImageSpec, PrivateImages
 from rapid_dist.evaluation.classifiers import train_and_score
-from rapid_dist.evaluation.settings import ClassifierConfig
+from rapid_dist.evaluation.settings import ClassifierConfig, EvaluationConfig
+from rapid_dist.evaluation.suite import Yardstick
 from rapid_dist.release.generator import Generator
 from tests.bundles import tiny_bundle, tiny_denoiser
 
@@ -78,3 +79,8 @@ def test_classifiers_learn_on_the_device() -> None:
     config = ClassifierConfig(logistic_iterations=50, hidden_width=16, steps=60, batch_size=32)
     scores = train_and_score(shown[:200], labels[:200], real, 4, 0, config, DEVICE)
     assert min(scores.mlp, scores.cnn) > 0.8
+    every = EvaluationConfig(classifiers=config, class_balance=True, neighbors=3)
+    yardstick = Yardstick(real, real, every, 0, smallest_set=200, device=DEVICE)
+    found = yardstick.measure(shown[:200], labels[:200])
+    assert found.balance is not None
+    assert found.balance.judge_accuracy > 0.8

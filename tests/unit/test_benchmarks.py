@@ -94,7 +94,8 @@ def test_a_gpu_piece_of_quality_stops_after_its_minutes_and_goes_on(tmp_path: Pa
     done = _run_without(absent, tmp_path, *own)
     assert done.returncode == 0, done.stderr
     found = json.loads(result.read_text())
-    assert [row["epsilon"] for row in found["rows"]] == [1.0]
+    assert [row["epsilon"] for row in found["rows"]] == [1.0] * 3
+    assert [row["row"] for row in found["rows"]] == ["rapid", "references", "adapted"]
     assert 0 <= found["rows"][0]["mean"] <= 1
     assert found["minutes"] > 0.1  # Of both calls.
 
@@ -125,12 +126,18 @@ def test_every_gpu_piece_of_quality_is_a_comparison_that_can_be_planned(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     quality = _benchmark("gpu/quality")
     for recipe, own in quality.LARGE.items():
-        settings = [*own, *quality.CLASSIFIERS, *(quality.REHEARSAL if rehearse else ())]
-        compared = ["compare.methods=[rapid]", "compare.epsilons=[1, 10]", "compare.seeds=1"]
+        settings = [
+            *own, *quality.SAFE, *quality.CLASSIFIERS, *(quality.REHEARSAL if rehearse else ())
+        ]  # fmt: skip
+        compared = [
+            f"compare.methods={json.dumps(list(quality.ROWS))}", "compare.epsilons=[1, 10]",
+            f"compare.variants={json.dumps(quality.VARIANTS)}", "compare.seeds=1",
+        ]  # fmt: skip
         loaded = load_recipe(recipe, [*settings, *compared, "runtime.backend=process"])
         for epsilon in (1.0, 10.0):
             where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
-            check_method(method_settings(recipe_of(loaded, where, "rapid", epsilon, 0)))
+            for row in quality.ROWS:
+                check_method(method_settings(recipe_of(loaded, where, row, epsilon, 0)))
 
 
 def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(

@@ -10,7 +10,7 @@ import pytest
 from rapid_dist.data.images import ImageSpec, Int64Array, PrivateImages, UInt8Array
 from rapid_dist.errors import ConfigError
 from rapid_dist.evaluation.settings import ClassifierConfig, EvaluationConfig
-from rapid_dist.evaluation.suite import Quality, evaluate, open_extractor
+from rapid_dist.evaluation.suite import Quality, Yardstick, evaluate, open_extractor
 
 CONFIG = EvaluationConfig(
     fidelity_images=100,
@@ -105,3 +105,14 @@ def test_settings_and_extractors_that_do_not_fit_are_refused(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="missing"):
         open_extractor(EvaluationConfig(features="mobilenet"), tmp_path)
     assert open_extractor(EvaluationConfig()).name == "pixels"
+
+
+def test_networks_are_trained_where_the_workers_compute() -> None:
+    """Nobody has a device of this name, so whoever is told of it says so."""
+    train, held_out = _private(200, 1), _private(110, 2)
+    judged = replace(CONFIG, class_balance=True)
+    with pytest.raises(RuntimeError, match="nowhere"):
+        Yardstick(train, held_out, judged, 0, smallest_set=50, device="nowhere")
+    yardstick = Yardstick(train, held_out, CONFIG, 0, smallest_set=50, device="nowhere")
+    with pytest.raises(RuntimeError, match="nowhere"):
+        yardstick.measure(*_halves(120, seed=0))

@@ -18,8 +18,10 @@ from rapid_dist.privacy.mechanism import GaussianEvent
 from rapid_dist.privacy.settings import PrivacyConfig
 from rapid_dist.private.votes import noised_histogram
 from rapid_dist.public.activations import activation_features
+from rapid_dist.release.generator import Generator
 from rapid_dist.retrieval.arrays import unpack_arrays
 from rapid_dist.retrieval.features import pixel_features
+from rapid_dist.retrieval.jitter import JitterConfig
 from rapid_dist.retrieval.prior import TrajectoryPrior, refined
 from rapid_dist.storage import LocalStorage
 from tests.models import CLASSES, KEY, Attempt, private_images, public_images, tiny_denoiser
@@ -248,6 +250,31 @@ def test_votes_for_candidates_are_charged_before_they_leave_and_asked_once(
     images, labels = artifacts.get_images(keeper.out, "refined/candidates.npz")
     assert np.bincount(labels).tolist() == [EACH] * 10
     assert len(images) == 10 * EACH
+
+
+@pytest.mark.parametrize("other_seed", [0, 1])
+def test_the_entries_that_are_credited_are_those_the_candidates_come_from(
+    run: UntrainedRun, tmp_path: Path, other_seed: int
+) -> None:
+    context = _context(run, _Keeper(LocalStorage(tmp_path)))
+    candidates_stage.run_candidates(context)
+    drawn, labels = artifacts.get_images(context.out, "refined/candidates.npz")
+    source = candidates_stage.CandidateSource(
+        settings=context.settings, public_uri=context.public.uri, out_uri=context.out.uri
+    )
+    bundle, seed = source(), context.settings.seed + 2**32
+    assert np.array_equal(Generator(bundle).generate(labels, seed=seed), drawn)
+    plain = replace(bundle, facts=replace(bundle.facts, jitter=JitterConfig()))
+    behind = Generator(plain).references(labels, seed=seed)
+    credited = candidates_stage.entries_behind(
+        private_stages.first_prior(context.out.uri),
+        labels,
+        replace(context.settings, seed=context.settings.seed + other_seed),
+    )
+    references = bundle.references
+    assert references is not None
+    same = np.array_equal(references.images[references.image_of_entry[credited]], behind)
+    assert same == (other_seed == 0)
 
 
 def test_a_class_of_which_the_second_round_says_nothing_keeps_the_first(
