@@ -68,8 +68,8 @@ def run_compare(
             except RapidError as error:
                 failed[piece.name] = str(error)
                 progress.note(f"{piece.name:<28} failed: {error}")
-            _write(prepared, failed)
-        return _write(prepared, failed)
+            _write(prepared, failed, whole=False)
+        return _write(prepared, failed, whole=True)
 
 
 def is_done(piece: Piece) -> bool:
@@ -83,10 +83,10 @@ def _mark(piece: Piece) -> None:
     storage.write(MARK, json.dumps(content, indent=2).encode())
 
 
-def _write(prepared: PreparedCompare, failed: Mapping[str, str]) -> dict[str, Any]:
+def _write(prepared: PreparedCompare, failed: Mapping[str, str], *, whole: bool) -> dict[str, Any]:
     done = [piece for piece in prepared.pieces if is_done(piece)]
     return write_results(
-        prepared.recipe, prepared.places, prepared.pieces, done=done, failed=failed
+        prepared.recipe, prepared.places, prepared.pieces, done=done, failed=failed, whole=whole
     )
 
 

@@ -24,6 +24,7 @@ class PeakMemory:
 
     def __init__(self, proc: Path = _PROC) -> None:
         self._proc, self._most, self._done = proc, 0, threading.Event()
+        self._seen: set[int] = set()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
 
     def __enter__(self) -> Self:
@@ -47,9 +48,18 @@ class PeakMemory:
             cuda = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         return {"rss_gb": round(max(self._most, own) / 2**30, 3), "cuda_gb": cuda}
 
+    def look(self) -> None:
+        """Looks once. A process counts from its second look on: for a moment it is a whole copy.
+
+        One that was forked and has not yet begun its own program has all pages of its parent.
+        """
+        found = tree_rss(os.getpid(), self._proc)
+        known = sum(resident for pid, resident in found.items() if pid in self._seen)
+        self._most, self._seen = max(self._most, known), set(found)
+
     def _look_on(self) -> None:
         while not self._done.is_set():
-            self._most = max(self._most, tree_rss(os.getpid(), self._proc))
+            self.look()
             self._done.wait(LOOK_SEC)
 
 
@@ -64,13 +74,13 @@ def own_peak(proc: Path = _PROC) -> int:
     return most * (1 if sys.platform == "darwin" else 1024)
 
 
-def tree_rss(pid: int, proc: Path = _PROC) -> int:
-    """Returns the resident bytes of a process and of all below it; 0 where there is no /proc."""
-    found = 0
+def tree_rss(pid: int, proc: Path = _PROC) -> dict[int, int]:
+    """Returns the resident bytes of a process and of all below it; none where there is no /proc."""
+    found: dict[int, int] = {}
     with contextlib.suppress(OSError, ValueError, IndexError):  # It may end while it is looked at.
         resident_pages = int((proc / str(pid) / "statm").read_text().split()[1])
-        found += resident_pages * resource.getpagesize()
+        found[pid] = resident_pages * resource.getpagesize()
         for thread in (proc / str(pid) / "task").iterdir():
             for child in (thread / "children").read_text().split():
-                found += tree_rss(int(child), proc)
+                found |= tree_rss(int(child), proc)
     return found

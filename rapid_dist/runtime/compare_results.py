@@ -17,7 +17,7 @@ from rapid_dist.methods import artifacts, catalog
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
 from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.accounting import epsilons, upper_bound
-from rapid_dist.privacy.dataset_total import dataset_epsilons
+from rapid_dist.privacy.dataset_total import dataset_epsilons, declared_sweeps
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.statement import rounded_up
 from rapid_dist.release.compare_page import markdown_table, render_compare
@@ -41,8 +41,14 @@ def write_results(
     *,
     done: Sequence[Piece],
     failed: Mapping[str, str],
+    whole: bool = True,
 ) -> dict[str, Any]:
-    """Writes all results of the pieces that are done, and returns compare.json."""
+    """Writes all results of the pieces that are done, and returns compare.json.
+
+    Args:
+      whole: no piece comes after this, so what all cost is composed exactly. Of dozens of runs that
+        takes a minute and gigabytes; on the way a bound that takes none is shown.
+    """
     summaries = {piece.name: _summary(piece) for piece in done}
     making = _seconds_of_making(done, summaries)
     states = []
@@ -82,7 +88,7 @@ def write_results(
         "images": recipe.sampling.count,
         "rows": rows,
         "pieces": states,
-        "cost": _cost(recipe, where, done, states),
+        "cost": _cost(recipe, where, states, whole=whole),
         "versions": versions(),
         "page": f"{where.out}/compare.html",
     }
@@ -199,7 +205,7 @@ def _artifacts(piece: Piece) -> dict[str, str]:
 
 
 def _cost(
-    recipe: Recipe, where: Places, done: Sequence[Piece], states: Sequence[Mapping[str, Any]]
+    recipe: Recipe, where: Places, states: Sequence[Mapping[str, Any]], *, whole: bool
 ) -> dict[str, Any]:
     """Returns what the ledger says of all pieces and of the data set, in one sentence."""
     ledger = Ledger.open(where.ledger, recipe.data.private.name)
@@ -207,17 +213,27 @@ def _cost(
     runs = sorted({entry.run for entry in ledger.entries() if entry.run in begun - {""}})
     delta = recipe.privacy.delta
     own = [event for run in runs for event in ledger.events(run)]
+    if not whole:
+        most, everything = upper_bound(own, delta), _bound_of_all(ledger, delta)
+        sentence = (
+            f"So far the charged pieces of this comparison, {len(runs)}, together cost at most "
+            f"epsilon {rounded_up(most)} at delta {delta:g}, and all that was ever charged to "
+            f"{recipe.data.private.name!r} at most {rounded_up(everything)}: bounds by Rényi "
+            "divergences; the totals come with the last piece. Choosing among them by these "
+            "figures is a choice made on private records, which no epsilon here covers."
+        )
+        return {"pieces": len(runs), "sentence": sentence}
     try:
-        spent, whole = epsilons(own, delta).reported, dataset_epsilons(ledger, delta).reported
+        spent, total = epsilons(own, delta).reported, dataset_epsilons(ledger, delta).reported
     except BudgetError:  # Of very many pieces the accountants come apart.
-        most = rounded_up(upper_bound(own, delta))
-        everything = rounded_up(_most_of_all(ledger, delta))
+        most, everything = upper_bound(own, delta), _bound_of_all(ledger, delta)
         sentence = (
             f"The {len(runs)} charged pieces of this comparison together cost at most epsilon "
-            f"{most} at delta {delta:g}, and all that was ever charged to "
-            f"{recipe.data.private.name!r} at most {everything}: bounds by Rényi divergences, for "
-            "on so large a total PLD and PRV do not agree. That is no privacy any more; choosing "
-            "among them by these figures is a choice made on private records besides."
+            f"{rounded_up(most)} at delta {delta:g}, and all that was ever charged to "
+            f"{recipe.data.private.name!r} at most {rounded_up(everything)}: bounds by Rényi "
+            "divergences, for on so large a total PLD and PRV do not agree. That is no privacy any "
+            "more; choosing among them by these figures is a choice made on private records "
+            "besides."
         )
         return {"pieces": len(runs), "sentence": sentence}
     free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)
@@ -226,22 +242,21 @@ def _cost(
     sentence = (
         f"{cost if runs else 'No piece of this comparison was charged anything'} at delta "
         f"{delta:g}, and all that was ever charged to {recipe.data.private.name!r} costs "
-        f"{rounded_up(whole)}; choosing among them by these figures is a choice made on private "
+        f"{rounded_up(total)}; choosing among them by these figures is a choice made on private "
         "records, which no epsilon here covers."
     )
     if free:
         sentence += (
             f" {free} more trained on the records without any privacy: nothing covers those."
         )
-    return {"pieces": len(runs), "epsilon": spent, "dataset_epsilon": whole, "sentence": sentence}
+    return {"pieces": len(runs), "epsilon": spent, "dataset_epsilon": total, "sentence": sentence}
 
 
-def _most_of_all(ledger: Ledger, delta: float) -> float:
-    """Returns what all that was ever charged to a data set costs, or a bound of it."""
-    try:
+def _bound_of_all(ledger: Ledger, delta: float) -> float:
+    """Returns an epsilon that all that was ever charged to a data set certainly does not pass."""
+    if declared_sweeps(ledger):  # Priced by Rényi divergences anyway.
         return dataset_epsilons(ledger, delta).reported
-    except BudgetError:  # Then no sweep is among it: those are priced by such a bound anyway.
-        return upper_bound(ledger.events(), delta)
+    return upper_bound(ledger.events(), delta)
 
 
 def _out_of(where: Places, state: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from rapid_dist.privacy.statement import rounded_up
 from rapid_dist.release.compare_page import USEFUL, markdown_table, table_rows
 from rapid_dist.release.compare_plots import HEIGHT, Series, quality_svg
 from rapid_dist.runtime.compare import run_compare
-from rapid_dist.runtime.compare_memory import tree_rss
+from rapid_dist.runtime.compare_memory import PeakMemory, tree_rss
 from rapid_dist.runtime.compare_piece import PieceJob
 from rapid_dist.runtime.compare_plan import prepare_compare
 from rapid_dist.runtime.compare_results import _cost, _one_of_each
@@ -171,9 +171,10 @@ def test_a_total_on_which_no_accountants_agree_is_bounded(tmp_path: Path) -> Non
     ledger = Ledger.open(tmp_path / "ledger", "digits")
     ledger.append("query", "other", attempt=ledger.begin_attempt("other"), event=spent[0])
     prepared = prepare_compare(_recipe("compare.methods=[public]"), str(tmp_path / "c"))
-    cost = _cost(prepared.recipe, prepared.places, (), ())
-    assert f"at most {rounded_up(bound)}: bounds by Rényi divergences" in cost["sentence"]
-    assert "epsilon" not in cost
+    for whole in (False, True):
+        cost = _cost(prepared.recipe, prepared.places, (), whole=whole)
+        assert f"at most {rounded_up(bound)}: bounds by Rényi divergences" in cost["sentence"]
+        assert "epsilon" not in cost
 
 
 def test_a_row_that_is_no_method_is_refused_by_name(tmp_path: Path) -> None:
@@ -224,7 +225,16 @@ def test_a_failed_piece_is_told_and_tried_again_and_all_is_its_owners_alone(tmp_
         _pretend(job)
 
     recipe = _recipe("compare.methods=[public]", "compare.seeds=3", "compare.epsilons=[1, 10]")
-    result = run_compare(recipe, str(out), run_one=run_one)
+    said: list[str] = []
+
+    def looked_at(job: PieceJob) -> None:
+        if (out / "compare.md").exists():
+            said.append((out / "compare.md").read_text())
+        run_one(job)
+
+    result = run_compare(recipe, str(out), run_one=looked_at)
+    assert len(said) == 2
+    assert all("So far the charged pieces of this comparison, 0, together" in one for one in said)
     assert asked == ["public-any-0", "public-any-1", "public-any-2"]
     assert [one["state"] for one in result["pieces"]] == ["done", "failed", "done"]
     (row,) = result["rows"]
@@ -303,18 +313,39 @@ def test_a_row_of_samples_shows_the_classes_in_turn() -> None:
     assert labels[_one_of_each(labels, 3)].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_memory_is_that_of_a_process_and_all_below_it(tmp_path: Path) -> None:
-    def process(pid: int, pages: int, *children: int) -> None:
-        (tmp_path / str(pid) / "task" / str(pid)).mkdir(parents=True)
-        (tmp_path / str(pid) / "statm").write_text(f"900 {pages} 1 1 0 1 0\n")
-        listed = " ".join(str(child) for child in children)
-        (tmp_path / str(pid) / "task" / str(pid) / "children").write_text(listed)
+def _process(proc: Path, pid: int, pages: int, *children: int) -> None:
+    (proc / str(pid) / "task" / str(pid)).mkdir(parents=True, exist_ok=True)
+    (proc / str(pid) / "statm").write_text(f"900 {pages} 1 1 0 1 0\n")
+    listed = " ".join(str(child) for child in children)
+    (proc / str(pid) / "task" / str(pid) / "children").write_text(listed)
 
-    process(1, 100, 2, 3)
-    process(2, 10, 4)
-    process(4, 1)  # Process 3 has ended between the two looks.
-    assert tree_rss(1, tmp_path) == 111 * os.sysconf("SC_PAGE_SIZE")
-    assert tree_rss(77, tmp_path) == 0
+
+def test_memory_is_that_of_a_process_and_all_below_it(tmp_path: Path) -> None:
+    _process(tmp_path, 1, 100, 2, 3)
+    _process(tmp_path, 2, 10, 4)
+    _process(tmp_path, 4, 1)  # Process 3 has ended between the two looks.
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert tree_rss(1, tmp_path) == {1: 100 * page, 2: 10 * page, 4: page}
+    assert tree_rss(77, tmp_path) == {}
+
+
+def test_a_process_that_is_seen_once_may_be_a_copy_and_does_not_count(tmp_path: Path) -> None:
+    own, page = os.getpid(), os.sysconf("SC_PAGE_SIZE") / 2**30
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text("VmHWM:\t1 kB\n")
+    peak = PeakMemory(tmp_path)
+
+    def gb_after(pages: int, *children: int) -> float | None:
+        _process(tmp_path, own, pages, *children)
+        peak.look()
+        return peak.figures()["rss_gb"]
+
+    _process(tmp_path, 2, 500_000)
+    assert gb_after(400_000) == pytest.approx(0, abs=1e-3)
+    assert gb_after(400_000, 2) == pytest.approx(400_000 * page, abs=1e-3)
+    assert gb_after(400_000) == pytest.approx(400_000 * page, abs=1e-3)
+    assert gb_after(400_000, 2) == pytest.approx(400_000 * page, abs=1e-3)
+    assert gb_after(400_000, 2) == pytest.approx(900_000 * page, abs=1e-3)
 
 
 def test_a_peak_is_seen_after_it_is_over() -> None:
@@ -322,7 +353,7 @@ def test_a_peak_is_seen_after_it_is_over() -> None:
     code = (
         "import os, time\nimport numpy as np\n"
         "from rapid_dist.runtime.compare_memory import LOOK_SEC, PeakMemory, tree_rss\n"
-        "before = tree_rss(os.getpid()) / 2**30\n"
+        "before = tree_rss(os.getpid())[os.getpid()] / 2**30\n"
         "with PeakMemory() as peak:\n"
         "    held = np.ones(300_000_000, np.uint8)\n"
         "    time.sleep(4 * LOOK_SEC)\n"
