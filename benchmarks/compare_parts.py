@@ -43,19 +43,14 @@ MNIST_BUDGETS: dict[float, Settings] = {
         "split.split_step": 250,
     },
     1: {
-        "privacy.prior_share": 0.7, "privacy.expected_batch": 2048, "privacy.steps": 40,
-        "train.ema_decay": 0.95, "train.learning_rate": 0.001, "train.log_level_mean": None,
+        "privacy.prior_share": 0.7, "train.learning_rate": 0.002, "train.log_level_mean": None,
         "split.split_step": 450,
     },
 }  # fmt: skip
-# Those budgets are for a method with a prior: few steps for what the prior left. Who trains without
-# one has the recipe's own steps, at every epsilon.
-_ALONE: Settings = {
-    "privacy.expected_batch": 1024, "privacy.steps": 250, "train.learning_rate": 0.003,
-    "train.log_level_mean": -0.3,
-}  # fmt: skip
+# Those are for who begins at low levels; who draws the whole has the recipe's own rate and levels.
+_WHOLE: Settings = {"train.learning_rate": 0.003, "train.log_level_mean": -0.3}
 MNIST_CUT: dict[str, Settings] = {
-    row: {**_ALONE, **changes, "train.multiplicity": 1, "train.ema_decay": 0.98}
+    row: {**_WHOLE, **changes, "train.multiplicity": 1, "train.ema_decay": 0.98}
     if row != "dp_rdm"
     else changes
     for row, changes in CUT.items()
