@@ -252,9 +252,8 @@ def test_votes_for_candidates_are_charged_before_they_leave_and_asked_once(
     assert len(images) == 10 * EACH
 
 
-@pytest.mark.parametrize("other_seed", [0, 1])
 def test_the_entries_that_are_credited_are_those_the_candidates_come_from(
-    run: UntrainedRun, tmp_path: Path, other_seed: int
+    run: UntrainedRun, tmp_path: Path
 ) -> None:
     context = _context(run, _Keeper(LocalStorage(tmp_path)))
     candidates_stage.run_candidates(context)
@@ -266,15 +265,13 @@ def test_the_entries_that_are_credited_are_those_the_candidates_come_from(
     assert np.array_equal(Generator(bundle).generate(labels, seed=seed), drawn)
     plain = replace(bundle, facts=replace(bundle.facts, jitter=JitterConfig()))
     behind = Generator(plain).references(labels, seed=seed)
-    credited = candidates_stage.entries_behind(
-        private_stages.first_prior(context.out.uri),
-        labels,
-        replace(context.settings, seed=context.settings.seed + other_seed),
-    )
-    references = bundle.references
+    references, prior = bundle.references, private_stages.first_prior(context.out.uri)
     assert references is not None
-    same = np.array_equal(references.images[references.image_of_entry[credited]], behind)
-    assert same == (other_seed == 0)
+    for other, expected in ((0, True), (1, False)):
+        settings = replace(context.settings, seed=context.settings.seed + other)
+        credited = candidates_stage.entries_behind(prior, labels, settings)
+        same = np.array_equal(references.images[references.image_of_entry[credited]], behind)
+        assert same == expected
 
 
 def test_a_class_of_which_the_second_round_says_nothing_keeps_the_first(
