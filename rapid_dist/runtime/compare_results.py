@@ -213,27 +213,25 @@ def _cost(
     runs = sorted({entry.run for entry in ledger.entries() if entry.run in begun - {""}})
     delta = recipe.privacy.delta
     own = [event for run in runs for event in ledger.events(run)]
+    at_most = (
+        f"together cost at most epsilon {rounded_up(upper_bound(own, delta))} at delta {delta:g}, "
+        f"and all that was ever charged to {recipe.data.private.name!r} at most "
+        f"{rounded_up(_bound_of_all(ledger, delta))}: bounds by Rényi divergences"
+    )
     if not whole:
-        most, everything = upper_bound(own, delta), _bound_of_all(ledger, delta)
         sentence = (
-            f"So far the charged pieces of this comparison, {len(runs)}, together cost at most "
-            f"epsilon {rounded_up(most)} at delta {delta:g}, and all that was ever charged to "
-            f"{recipe.data.private.name!r} at most {rounded_up(everything)}: bounds by Rényi "
-            "divergences; the totals come with the last piece. Choosing among them by these "
-            "figures is a choice made on private records, which no epsilon here covers."
+            f"So far the charged pieces of this comparison, {len(runs)}, {at_most}; the totals "
+            "come with the last piece. Choosing among them by these figures is a choice made on "
+            "private records, which no epsilon here covers."
         )
         return {"pieces": len(runs), "sentence": sentence}
     try:
         spent, total = epsilons(own, delta).reported, dataset_epsilons(ledger, delta).reported
     except BudgetError:  # Of very many pieces the accountants come apart.
-        most, everything = upper_bound(own, delta), _bound_of_all(ledger, delta)
         sentence = (
-            f"The {len(runs)} charged pieces of this comparison together cost at most epsilon "
-            f"{rounded_up(most)} at delta {delta:g}, and all that was ever charged to "
-            f"{recipe.data.private.name!r} at most {rounded_up(everything)}: bounds by Rényi "
-            "divergences, for on so large a total PLD and PRV do not agree. That is no privacy any "
-            "more; choosing among them by these figures is a choice made on private records "
-            "besides."
+            f"The {len(runs)} charged pieces of this comparison {at_most}, for on so large a total "
+            "PLD and PRV do not agree. That is no privacy any more; choosing among them by these "
+            "figures is a choice made on private records besides."
         )
         return {"pieces": len(runs), "sentence": sentence}
     free = sum(state["promise"] == "none" and state["state"] != "waiting" for state in states)
