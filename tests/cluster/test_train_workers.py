@@ -175,6 +175,14 @@ def _has_ended(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+def _require_end(pids: set[int]) -> None:
+    """Waits: Ray ends an actor's process some time after it was told to."""
+    give_up = time.monotonic() + 240
+    while not all(map(_has_ended, pids)):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+
+
 def _is_fitting() -> bool:
     return any(thread.name == "fit workers" for thread in threading.enumerate())
 
@@ -237,7 +245,7 @@ def test_a_group_serves_one_loop_after_another_until_one_has_read_private_record
     workers.run(TellsItsProcesses(), name="pretrain", num_workers=2, private=False)
     workers.run(CountsTwoThings(), name="contrast", num_workers=2, private=False)
     workers.run(TellsItsProcesses(), name="train", num_workers=2)
-    assert all(map(_has_ended, _processes(reports[0][1])))
+    _require_end(_processes(reports[0][1]))
     workers.run(TellsItsProcesses(), name="generate", num_workers=2, private=False)
     own, counts = [reports[at] for at in (0, 3, 4)], reports[1:3]
     assert counts == [("contrast clusters", {"step": 1.0}), ("contrast", {"step": 2.0})]
@@ -289,10 +297,7 @@ def test_workers_whose_driver_was_interrupted_end_and_ray_can_be_left(
     with pytest.raises(KeyboardInterrupt):
         shared.workers.run(task, name="train", num_workers=2)
     assert not _is_fitting()  # Or leaving Ray could end this process.
-    give_up = time.monotonic() + 240
-    while not all(map(_has_ended, pids)):
-        assert time.monotonic() < give_up
-        time.sleep(0.2)
+    _require_end(pids)
 
 
 @pytest.mark.slow
