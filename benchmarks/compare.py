@@ -29,6 +29,7 @@ from compare_parts import Part, Settings, parts
 
 from rapid_dist.config import Recipe, load_recipe, to_tree
 from rapid_dist.release.compare_plots import quality_svg
+from rapid_dist.release.compare_rows import differences
 from rapid_dist.runtime.compare import run_compare
 from rapid_dist.runtime.compare_results import series_of
 
@@ -99,7 +100,8 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> list[str]:
 def documented(result: dict[str, Any]) -> str:
     """Returns the table of a part: a line a row, its figures at each epsilon side by side.
 
-    A row without an epsilon, public or without privacy, has the same ones at each.
+    A row without an epsilon, public or without privacy, has the same ones at each. Below it, what
+    each row has otherwise than the recipe.
     """
     found = {(row["row"], row["epsilon"]): row for row in result["rows"]}
     names = list(dict.fromkeys(name for name, _ in found))
@@ -126,7 +128,22 @@ def documented(result: dict[str, Any]) -> str:
                 "GB": "" if last["rss_gb"] is None else f"{last['rss_gb']:.1f}",
             }
         )
-    return table(lines, list(lines[0]))
+    return table(lines, list(lines[0])) + _differences(result)
+
+
+def _differences(result: dict[str, Any]) -> str:
+    """Returns a list, folded, of the rows and all that they have otherwise than the recipe."""
+    own = [
+        f"- `{row}`" + ("" if row == method else f" ({method})") + f": {said}"
+        for row, method, said in differences(result)
+    ]
+    return "\n".join(
+        [
+            "\n\n<details><summary>What each row has otherwise than the recipe</summary>\n",
+            *own,
+            "\n</details>",
+        ]
+    )
 
 
 def write_document(names: Iterable[str]) -> None:

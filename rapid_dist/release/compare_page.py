@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from rapid_dist.release.compare_rows import HEAD, differences, held_equal
 from rapid_dist.release.markup import Raw, Section, escape, image, page, paragraph, table
 from rapid_dist.release.report_style import STYLE
 
@@ -56,6 +57,7 @@ def markdown_table(result: Mapping[str, Any]) -> str:
     lines += [f"| {' | '.join(cells)} |" for cells in table_rows(result["rows"], columns)]
     said = [f"**{result['notice']}**", "", *lines, ""]
     said += [f"- {line}" for line in (*_notes(result), result["cost"]["sentence"])]
+    said += [f"- {row} ({method}): {own}" for row, method, own in differences(result)]
     failed = [one for one in result["pieces"] if one["state"] == "failed"]
     said += [f"- Failed: {one['piece']}: {one['reason']}" for one in failed]
     return "\n".join(said) + "\n"
@@ -131,6 +133,14 @@ def render_compare(result: Mapping[str, Any], figure: str, sheet: bytes) -> str:
                 + _sheet(sheet),
             )
         )
+    sections.append(
+        Section(
+            key="equal",
+            title="What was held equal",
+            body=paragraph(held_equal(result))
+            + table("", HEAD, differences(result), numbers_from=9),
+        )
+    )
     sections.append(Section(key="pieces", title="Pieces", body=_pieces(result)))
     return page(
         title=f"Comparison on {result['dataset']}",
@@ -175,7 +185,7 @@ def _notice(result: Mapping[str, Any]) -> str:
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
-    return [_BEST, _fidelity_note(result), _READING, _SECONDS]
+    return [_BEST, _fidelity_note(result), _READING, _SECONDS, held_equal(result)]
 
 
 def _fidelity_note(result: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rapid_dist.config import Recipe
 from rapid_dist.errors import BudgetError
 from rapid_dist.evaluation.suite import INTERNAL
 from rapid_dist.methods import artifacts, catalog
+from rapid_dist.methods.compare_settings import SHARED
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
 from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.accounting import epsilons, upper_bound
@@ -26,7 +27,7 @@ from rapid_dist.release.plots import ImageSet, samples_png
 from rapid_dist.runtime.compare_piece import AGAIN, read_book, read_mark
 from rapid_dist.runtime.compare_plan import PIECES, Piece
 from rapid_dist.runtime.results import versions
-from rapid_dist.runtime.run_directory import Places
+from rapid_dist.runtime.run_directory import Places, changes
 from rapid_dist.storage import Storage, open_storage
 
 SHOWN = 10  # Samples a row of the sheet.
@@ -61,6 +62,7 @@ def write_results(
             "epsilon": piece.epsilon,
             "seed": piece.seed,
             "changes": recipe.compare.changes(piece.row, piece.epsilon),
+            "otherwise": _otherwise(recipe, piece),
             "code": None,
             "state": "failed" if piece.name in failed else "waiting",
             "reason": failed.get(piece.name, ""),
@@ -131,6 +133,16 @@ def _figures(
         "rss_gb": peak.get("rss_gb"),
         "cuda_gb": peak.get("cuda_gb"),
         "epsilon_spent": summary["privacy"].get("epsilon"),
+    }
+
+
+def _otherwise(recipe: Recipe, piece: Piece) -> dict[str, Any]:
+    """Returns every setting of a piece's run that is not the recipe's, but for what all share."""
+    found = changes(recipe, piece.prepared.recipe)
+    return {
+        name: now
+        for name, (_, now) in found.items()
+        if name != "method" and not any(f"{name}.".startswith(f"{one}.") for one in SHARED)
     }
 
 

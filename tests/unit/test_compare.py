@@ -21,8 +21,6 @@ from rapid_dist.privacy.accounting import epsilons, upper_bound
 from rapid_dist.privacy.ledger import Ledger
 from rapid_dist.privacy.mechanism import DpSgdEvent
 from rapid_dist.privacy.statement import rounded_up
-from rapid_dist.release.compare_page import USEFUL, markdown_table, table_rows
-from rapid_dist.release.compare_plots import HEIGHT, Series, quality_svg
 from rapid_dist.runtime.compare import run_compare
 from rapid_dist.runtime.compare_memory import PeakMemory, tree_rss
 from rapid_dist.runtime.compare_piece import PieceJob
@@ -244,7 +242,10 @@ def test_a_failed_piece_is_told_and_tried_again_and_all_is_its_owners_alone(tmp_
     assert stat.S_IMODE(out.stat().st_mode) == 0o700
     for name in ("compare.json", "compare.html", "compare.svg", "compare-samples.png"):
         assert stat.S_IMODE((out / name).stat().st_mode) == 0o600
-    assert "There is no budget for it." in (out / "compare.html").read_text()
+    page = (out / "compare.html").read_text()
+    assert "There is no budget for it." in page
+    assert "What was held equal" in page
+    assert "sampling.source=noise" in page  # Of the method, where the row says nothing.
     again = run_compare(recipe, str(out), run_one=run_one)
     assert asked[3:] == ["public-any-1"]
     assert again["rows"] == result["rows"]
@@ -261,51 +262,6 @@ def test_a_torn_file_of_a_piece_is_named_with_what_to_do(tmp_path: Path) -> None
             run_compare(recipe, str(out), run_one=_pretend)
         file.write_bytes(whole)
     run_compare(recipe, str(out), run_one=_pretend)
-
-
-def _row(name: str, epsilon: float | None, value: float, spread: float | None) -> dict[str, Any]:
-    return {
-        "row": name, "method": name, "promise": "charged", "epsilon": epsilon, "seeds": 2, "of": 3,
-        "mean": {"mean": value, "best": value}, "spread": {"mean": spread, "best": None},
-    }  # fmt: skip
-
-
-def test_a_table_has_mean_and_spread_and_says_what_best_means() -> None:
-    rows = [_row("a", 1.0, 0.5, 0.01), _row("b", None, 0.25, None)]
-    cells = table_rows(rows, USEFUL[:1])
-    assert cells == [["a", "1", "2 of 3", "50.0% ± 1.0"], ["b", "-", "2 of 3", "25.0%"]]
-    text = markdown_table(
-        {
-            "rows": rows,
-            "notice": "Internal: x",
-            "extractors": ["pixels"],
-            "fidelity_images": [40],
-            "fidelity_label": "FID-like, not FID",
-            "cost": {"sentence": "It cost much."},
-            "pieces": [{"state": "failed", "piece": "c-1-0", "reason": "no budget"}],
-        }
-    )
-    assert text.startswith("**Internal: x**")
-    assert "a choice made on private records" in text
-    assert "stands beside no published figure" in text
-    assert "Failed: c-1-0: no budget" in text
-
-
-def test_names_at_the_ends_of_lines_stand_apart_and_inside_the_figure() -> None:
-    many = [Series(name=f"m{n}", points=((1.0, 0.5, 0.0), (10.0, 0.5, 0.1))) for n in range(12)]
-    figure = quality_svg([*many, Series(name="<low>", points=(), level=0.1)], "mean")
-    ends = [float(part.split('y="')[1].split('"')[0]) for part in figure.split("<text class=")[1:]]
-    assert len(ends) == 13
-    gaps = np.diff(sorted(ends))
-    assert gaps.min() > 14
-    assert max(ends) < HEIGHT
-    assert "&lt;low&gt; (no budget)" in figure
-    assert figure.count("<polyline") == 12
-
-
-def test_a_figure_without_pieces_says_so() -> None:
-    assert "No piece is done yet" in quality_svg([], "mean")
-    assert "<circle" in quality_svg([Series(name="a", points=((1.0, 0.5, 0.0),))], "frechet")
 
 
 def test_a_row_of_samples_shows_the_classes_in_turn() -> None:
