@@ -28,7 +28,7 @@ CUT: dict[str, Settings] = {
     # Its rounds are as many as planned: nothing of it is ever made again.
     "dp_rdm": {"privacy.reserve_steps": 0},
     # It trains little but attention, and so few parameters want larger steps: on digits at epsilon
-    # 10 0.003 gave 0.54, 0.01 0.88 and 0.03 0.84; the others are best at 0.003 (docs/results.md).
+    # 10 0.003 gave 0.54, 0.01 0.88 and 0.03 0.84; the others have the recipe's (docs/results.md).
     "dp_ldm": {"network.attention": [True, True], "train.learning_rate": 0.01},
 }
 # A small budget leaves training little to add: most of it, or all, goes to the prior, and on mnist

@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, and that those for a GPU ask for no cluster."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -125,19 +126,19 @@ def test_every_gpu_piece_of_quality_is_a_comparison_that_can_be_planned(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     quality = _benchmark("gpu/quality")
-    for recipe, own in quality.LARGE.items():
+    where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
+    for recipe, epsilon in itertools.product(quality.LARGE, (1.0, 10.0)):
         settings = [
-            *own, *quality.SAFE, *quality.CLASSIFIERS, *(quality.REHEARSAL if rehearse else ())
+            *quality.LARGE[recipe], *quality.SMALL_BUDGET.get((recipe, epsilon), ()),
+            *quality.SAFE, *quality.CLASSIFIERS, *(quality.REHEARSAL if rehearse else ()),
         ]  # fmt: skip
         compared = [
-            f"compare.methods={json.dumps(list(quality.ROWS))}", "compare.epsilons=[1, 10]",
+            f"compare.methods={json.dumps(list(quality.ROWS))}", f"compare.epsilons=[{epsilon:g}]",
             f"compare.variants={json.dumps(quality.VARIANTS)}", "compare.seeds=1",
         ]  # fmt: skip
         loaded = load_recipe(recipe, [*settings, *compared, "runtime.backend=process"])
-        for epsilon in (1.0, 10.0):
-            where = Places(out="runs/c", public="runs/public", ledger="runs/ledger")
-            for row in quality.ROWS:
-                check_method(method_settings(recipe_of(loaded, where, row, epsilon, 0)))
+        for row in quality.ROWS:
+            check_method(method_settings(recipe_of(loaded, where, row, epsilon, 0)))
 
 
 def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(
