@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, arguments, in_document, table, write
-from compare_add import added, is_drawn_anew, require_same, write_sheet
+from compare_add import added, require_same, write_sheet
 from compare_parts import Part, Settings, parts
 
 from rapid_dist.config import Recipe, load_recipe, to_tree
@@ -87,8 +87,7 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> list[str]:
     kept |= {"part": name, "settings": settings}
     # Internal, as all that is measured on private records; those of a test bed are public.
     sheet = Path(f"{options.out}/compare-{name}/compare-samples.png").read_bytes()
-    if earlier is None or is_drawn_anew(earlier, kept):
-        write_sheet(path.with_suffix(".png"), sheet, below=earlier is not None)
+    write_sheet(path.with_suffix(".png"), sheet, kept, earlier)
     if earlier is not None:
         kept = added(earlier, kept)
     figure = quality_svg(series_of(kept["rows"], kept["chief"]), kept["chief"])

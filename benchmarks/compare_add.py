@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rapid_dist.config import Recipe, parse_recipe, to_tree
-from rapid_dist.runtime.compare_results import rows_of
+from rapid_dist.release.plots import GAP
+from rapid_dist.runtime.compare_results import SHOWN, rows_of
 
 FACTS = ("command", "machine", "versions", "code", "cost", "seeds", "methods")  # Of one go each.
 # Where and how a run is made; all else has to be the same.
 _FREE = ("runtime", "tracking", "compare")
+_ROWS = "rows"  # The names of a sheet's rows, in the text of its PNG.
 _OF_A_GO = ("methods", "epsilons", "seeds", "first_seed", "variants", "budgets")
 
 
@@ -46,28 +49,60 @@ def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_drawn_anew(earlier: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Whether the later sheet of samples has rows, or budgets, that the earlier has not."""
-    return not _shown(found) <= _shown(earlier)
+def write_sheet(
+    path: Path, sheet: bytes, found: dict[str, Any], earlier: dict[str, Any] | None
+) -> None:
+    """Writes a sheet of samples: of each row and epsilon those of the first seed that there is.
+
+    Args:
+      sheet: the PNG of ``found``; that of ``earlier`` lies at ``path``.
+    """
+    strips = _cut(sheet, list(_first(found)))
+    if earlier is not None:
+        with Image.open(path) as old:
+            before = _cut(path.read_bytes(), json.loads(old.info[_ROWS]))
+        done = {one["piece"] for one in found["pieces"] if one["state"] == "done"}
+        strips = {
+            name: (strips if piece in done else before)[name]
+            for name, piece in _first(added(earlier, found)).items()
+        }
+    path.write_bytes(_page(strips))
 
 
-def one_below_the_other(first: bytes, second: bytes) -> bytes:
-    """Returns two PNGs as one."""
-    sheets = [Image.open(BytesIO(one)).convert("RGB") for one in (first, second)]
-    size = (max(one.width for one in sheets), sum(one.height for one in sheets))
-    page = Image.new("RGB", size, "white")
-    top = 0
-    for sheet in sheets:
-        page.paste(sheet, (0, top))
-        top += sheet.height
-    data = BytesIO()
-    page.save(data, "PNG")
+def _first(result: dict[str, Any]) -> dict[str, str]:
+    """Returns the piece of the first seed by the name that its row has on a sheet."""
+    found: dict[str, str] = {}
+    for one in sorted(result["pieces"], key=lambda one: one["seed"]):
+        at = "" if one["epsilon"] is None else f" at {one['epsilon']:g}"
+        if one["state"] == "done":
+            found.setdefault(f"{one['row']}{at}", one["piece"])
+    return found
+
+
+def _cut(sheet: bytes, names: list[str]) -> dict[str, Image.Image]:
+    """Returns the rows of a sheet, all equally high, by their names."""
+    whole = Image.open(BytesIO(sheet)).convert("RGB")
+    height = (whole.height - GAP) // len(names)
+    return {
+        name: whole.crop((0, GAP + place * height, whole.width, GAP + (place + 1) * height))
+        for place, name in enumerate(names)
+    }
+
+
+def _page(strips: dict[str, Image.Image]) -> bytes:
+    """Returns a PNG of rows, images under each other, their names in its text."""
+    width = max(one.width for one in strips.values())
+    page = Image.new("RGB", (width, sum(one.height for one in strips.values()) + GAP), "white")
+    top = GAP
+    for strip in strips.values():
+        label = strip.width - SHOWN * strip.height - GAP  # Images are squares, all of one size.
+        page.paste(strip.crop((0, 0, label, strip.height)), (0, top))
+        page.paste(strip.crop((label, 0, *strip.size)), (width - strip.width + label, top))
+        top += strip.height
+    facts, data = PngInfo(), BytesIO()
+    facts.add_text(_ROWS, json.dumps(list(strips)))
+    page.save(data, "PNG", pnginfo=facts)
     return data.getvalue()
-
-
-def write_sheet(path: Path, sheet: bytes, *, below: bool) -> None:
-    """Writes a sheet of samples, below the one that is there if asked for."""
-    path.write_bytes(one_below_the_other(path.read_bytes(), sheet) if below else sheet)
 
 
 def require_same(earlier: dict[str, Any], recipe: Recipe) -> None:
@@ -106,7 +141,3 @@ def require_same(earlier: dict[str, Any], recipe: Recipe) -> None:
 
 def _names(pieces: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(one["row"] for one in pieces))
-
-
-def _shown(result: dict[str, Any]) -> set[tuple[str, float | None]]:
-    return {(one["row"], one["epsilon"]) for one in result["pieces"] if one["state"] == "done"}

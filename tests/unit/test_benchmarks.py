@@ -10,10 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rapid_dist.config import Recipe, load_recipe, method_settings, to_tree
 from rapid_dist.methods.catalog import check_method
+from rapid_dist.release.plots import GAP, ImageSet, samples_png
 from rapid_dist.runtime.compare_plan import recipe_of
 from rapid_dist.runtime.run_directory import Places
 
@@ -241,12 +244,45 @@ def test_a_later_go_of_a_comparison_adds_seeds_and_rows(monkeypatch: pytest.Monk
     assert [(one["row"], one["mean"]["mean"], one["seeds"]) for one in both["rows"]] == [
         ("rapid", 1.0, 3)
     ]
-    assert not module.is_drawn_anew(first, second)
     other = _comparison(0, rows=("dpdm",))
     every = module.added(both, other)
     assert every["methods"] == ["rapid", "dpdm"]
-    assert module.is_drawn_anew(both, other)
     assert [one["command"] for one in every["earlier"]] == ["seeds (0, 1)", "seeds (2,)"]
+
+
+def test_a_sheet_shows_the_latest_piece_of_each_rows_first_seed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = _benchmark("compare_add")
+
+    def sheet(gray: int, *names: str) -> bytes:
+        images = np.full((10 * len(names), 1, 4, 4), gray, np.uint8)
+        labels = np.repeat(np.arange(len(names)), 10)
+        return samples_png(ImageSet(images=images, labels=labels), names)
+
+    def shown(path: Path) -> dict[str, Any]:
+        """Returns the gray of each row's last image."""
+        with Image.open(path) as page:
+            names, height = json.loads(page.info["rows"]), page.height
+            step = (height - GAP) // len(names)
+            pixels = page.convert("L")
+            return {
+                name: pixels.getpixel((page.width - GAP - 9, GAP + place * step + step // 2 - 3))
+                for place, name in enumerate(names)
+            }
+
+    path = tmp_path / "sheet.png"
+    first = _comparison(0, rows=("rapid", "dpdm"))
+    module.write_sheet(path, sheet(100, "rapid at 1", "dpdm at 1"), first, None)
+    assert shown(path) == {"rapid at 1": 100, "dpdm at 1": 100}
+    other_seed = _comparison(1, rows=("rapid",))
+    module.write_sheet(path, sheet(50, "rapid at 1"), other_seed, first)
+    assert shown(path) == {"rapid at 1": 100, "dpdm at 1": 100}
+    both = module.added(first, other_seed)
+    anew = _comparison(0, rows=("dpdm", "public"))
+    module.write_sheet(path, sheet(200, "dpdm at 1", "public at 1"), anew, both)
+    assert shown(path) == {"rapid at 1": 100, "dpdm at 1": 200, "public at 1": 200}
 
 
 def test_a_go_with_other_settings_does_not_join_a_comparison(
