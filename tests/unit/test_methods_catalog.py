@@ -7,13 +7,19 @@ import pytest
 from rapid_dist.config import Recipe, load_recipe, method_settings, parse_recipe, to_yaml
 from rapid_dist.errors import ConfigError
 from rapid_dist.methods import catalog
+from rapid_dist.methods.checks import shape_of
 from rapid_dist.methods.presets import PRESETS
 from rapid_dist.methods.settings import MethodSettings
+from rapid_dist.private.subset import restrict_trainable
 from rapid_dist.recipe_files import parse_tree, recipe_names
 
 
+def _of(recipe: str, *overrides: str) -> MethodSettings:
+    return method_settings(load_recipe(recipe, overrides))
+
+
 def _settings(*overrides: str) -> MethodSettings:
-    return method_settings(load_recipe("digits", overrides))
+    return _of("digits", *overrides)
 
 
 def _stages(settings: MethodSettings) -> list[str]:
@@ -31,6 +37,17 @@ def test_every_recipe_becomes_one_of_every_method_by_one_override(recipe: str, m
     settings = method_settings(load_recipe(recipe, [f"method={method}"]))
     catalog.check_method(settings)
     assert settings.method == method
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_dp_ldm_trains_a_tenth_of_the_network(recipe: str) -> None:
+    settings = _of(recipe, "method=dp_ldm", "network.attention=[true, true]")
+    network = shape_of(settings)
+    few = restrict_trainable(network, settings.train.trainable, settings.train.blocks)
+    whole = sum(one.numel() for one in network.parameters())
+    assert 0.87 < 1 - few / whole < 0.93  # About 90% fewer (Liu et al.).
+    trained = [name for name, one in network.named_parameters() if one.requires_grad]
+    assert all("attentions" in name or "class_embedding" in name for name in trained)
 
 
 def test_the_presets_are_what_makes_it_so() -> None:

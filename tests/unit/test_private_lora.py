@@ -143,7 +143,7 @@ def _contributions(subset: str, world_size: int = 1, **changes: Any) -> list[flo
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("subset", [*SUBSETS, "last_blocks", "attention"])
+@pytest.mark.parametrize("subset", [*SUBSETS, "last_blocks", "attention", "norm_bias"])
 def test_a_record_of_eight_draws_adds_no_more_than_the_bound(subset: str, world_size: int) -> None:
     found = _contributions(subset, world_size)
     assert max(found) <= 1 + 1e-4
