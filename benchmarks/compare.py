@@ -99,8 +99,8 @@ def run_part(name: str, part: Part, options: argparse.Namespace) -> list[str]:
 def documented(result: dict[str, Any]) -> str:
     """Returns the table of a part: a line a row, its figures at each epsilon side by side.
 
-    A row without an epsilon, public or without privacy, has the same ones at each. Below it, what
-    each row has otherwise than the recipe.
+    A row without an epsilon, public or without privacy, has the same ones at each. Below it, the
+    settings that are a row's own.
     """
     found = {(row["row"], row["epsilon"]): row for row in result["rows"]}
     names = list(dict.fromkeys(name for name, _ in found))
@@ -131,14 +131,16 @@ def documented(result: dict[str, Any]) -> str:
 
 
 def _differences(result: dict[str, Any]) -> str:
-    """Returns a list, folded, of the rows and all that they have otherwise than the recipe."""
+    """Returns a list, folded, of what all rows have otherwise than the recipe, and each one."""
+    of_all = parts()[result["part"]].overrides
     own = [
         f"- `{row}`" + ("" if row == method else f" ({method})") + f": {said}"
         for row, method, said in differences(result)
     ]
     return "\n".join(
         [
-            "\n\n<details><summary>What each row has otherwise than the recipe</summary>\n",
+            "\n\n<details><summary>Settings: of all rows, and of each alone</summary>\n",
+            f"- all: recipe `{result['recipe']}`{''.join(f'; {one}' for one in of_all)}",
             *own,
             "\n</details>",
         ]

@@ -22,16 +22,13 @@ EVERY = (
 _DPDM: Settings = {"train.multiplicity": 4, "train.ema_decay": 0.98}
 CUT: dict[str, Settings] = {
     "dpdm": _DPDM,
-    # From the network that `rapid` starts from: what is left of a lead is not the public images'.
+    # From the public network, not adapted: what is left of a lead is not the public images' alone.
     "dpdm-public": {"method": "dpdm", "train.start": "public", **_DPDM},
     "nonprivate": {"train.multiplicity": 4},
     # It trains little but attention, and so few parameters want larger steps: on digits at epsilon
     # 10 0.003 gave 0.54, 0.01 0.88 and 0.03 0.84; the others have the recipe's (docs/results.md).
     "dp_ldm": {"network.attention": [True, True], "train.learning_rate": 0.01},
 }
-# DP-RDM's neighbours, k: about the records of a class that a round is likely to hold, so that the
-# noise on their mean is least. Of rounds, on digits at epsilon 1 and 10, 4 gave more than 16.
-NEIGHBORS = {"digits": 72, "mnist": 3000, "pneumonia": 400}
 # A small budget leaves training little to add: most of it, or all, goes to the prior, and on mnist
 # a sample then enters at a lower noise level (docs/results.md).
 DIGITS_BUDGETS: dict[float, Settings] = {
@@ -96,15 +93,18 @@ def _untrained(recipe: str) -> dict[str, Settings]:
 
     The prior has all of the budget: its references jittered as `rapid` has them, and the adapted
     public model, with which `rapid` begins, from there on. And DP-RDM, whose rounds are as many as
-    planned: nothing of it is ever made again.
+    planned, nothing of it is ever made again, and whose neighbours are about the units of a class
+    that a round is likely to hold: fewer leave more noise on their mean, more are not there.
     """
-    jitter = to_tree(load_recipe(recipe))["prior"]["jitter"]
+    own = load_recipe(recipe)
+    jitter = to_tree(own)["prior"]["jitter"]
+    units = own.num_units / own.data.private.num_classes * own.private_index.sample_rate
     return {
         "references-jittered": {"method": "references", "prior.jitter": jitter},
         "adapted": {"method": "rapid", "privacy.prior_share": 1},
         "dp_rdm": {
             "privacy.reserve_steps": 0,
-            "private_index.neighbors": NEIGHBORS[recipe],
+            "private_index.neighbors": round(units),
             "private_index.rounds": 4,
         },
     }

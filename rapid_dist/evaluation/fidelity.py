@@ -10,7 +10,7 @@ never put beside published FID.
 The Frechet distance and the kernel distance (KID, Binkowski et al. 2018) are torchmetrics'.
 Precision and recall follow Kynkaanniemi et al. (2019), density and coverage Naeem et al. (2020): a
 ball around every point reaches to its k-th nearest neighbour of the same set. These four are our
-own: their authors' package, prdc, holds whole distance matrices and is no longer kept.
+own: their authors' package, prdc, holds whole distance matrices and is no longer maintained.
 
 Letters: N real images, M synthetic ones, D features, k neighbours.
 """

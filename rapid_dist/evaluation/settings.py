@@ -63,7 +63,7 @@ class EvaluationConfig:
     fidelity_images: int = 2_000  # At most, of each set; figures depend on it.
     memorisation_images: int = 1_000  # At most, of samples and of held-out records.
     neighbors: int = 5
-    controls: bool = True  # False leaves them out: what no claim of quality should.
+    controls: bool = True  # False leaves them out: never for a claim of quality.
     classifiers: ClassifierConfig = field(default_factory=ClassifierConfig)
 
     def __post_init__(self) -> None:

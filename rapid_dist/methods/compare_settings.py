@@ -121,10 +121,14 @@ class CompareConfig:
             ) from None
 
 
+def is_shared(setting: str) -> bool:
+    """Whether a setting, by its dotted name, is one that all rows of a comparison share."""
+    return any(f"{setting}.".startswith(f"{one}.") for one in SHARED)
+
+
 def _check_shared(where: str, settings: Mapping[str, Any]) -> None:
     for name in settings:
-        shared = [one for one in SHARED if f"{name}.".startswith(f"{one}.")]
-        if shared or any(one.startswith(f"{name}.") for one in SHARED):
+        if is_shared(name) or any(one.startswith(f"{name}.") for one in SHARED):
             raise ConfigError(
                 f"{where} changes {name}, which all rows of a comparison share. Set it in the "
                 "recipe, for all of them."

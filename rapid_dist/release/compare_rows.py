@@ -4,24 +4,25 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEAD = ("row", "method", "what it has otherwise than the recipe")
-_NOTHING = "nothing"
+HEAD = ("row", "method", "settings of its own")
+_NOTHING = "none"
 
 
 def held_equal(result: Mapping[str, Any]) -> str:
-    """Returns what all rows share, and at which budgets their private training is not one size."""
+    """Returns what all rows share, and at which budgets they do not train with as much."""
     return " ".join(
         [
             "All rows have the private data, privacy unit, delta, number of samples, seeds and "
-            f"evaluation of recipe {result['recipe']!r}. They have its public data, network, "
-            "batch, steps and rates too, but for what is said of each.",
-            *_compute(result["rows"]),
+            f"evaluation of recipe {result['recipe']!r}, as this comparison was given it. They "
+            "have its public data, network, batch, steps and rates too, but for settings of their "
+            "own.",
+            *_unequal(result["rows"]),
         ]
     )
 
 
 def differences(result: Mapping[str, Any]) -> list[list[str]]:
-    """Returns a line a row: its name, its method, and every setting that it has otherwise.
+    """Returns a line a row: its name, its method, and every setting that is its own.
 
     A setting is shown as the row's runs had it, whether its method, its variant or its budget
     brought it; last come those that are not the same at all epsilons.
@@ -44,7 +45,8 @@ def differences(result: Mapping[str, Any]) -> list[list[str]]:
         for epsilon, settings in by_epsilon.items():
             own = {name: one for name, one in settings.items() if name not in shared}
             if own:
-                said.append(f"at {epsilon:g}: {', '.join(_settings(own))}")
+                at = "without a budget" if epsilon is None else f"at {epsilon:g}"
+                said.append(f"{at}: {', '.join(_settings(own))}")
         lines.append([row, methods[row], "; ".join(said) or _NOTHING])
     return lines
 
@@ -57,21 +59,17 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _compute(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _unequal(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns a sentence for each epsilon at which charged rows train with unequal numbers."""
-    sentences = []
-    for epsilon in dict.fromkeys(row["epsilon"] for row in rows if row["promise"] == "charged"):
-        sizes = {
-            row["row"]: row["mean"].get("private_rows")
-            for row in rows
-            if row["epsilon"] == epsilon and row["promise"] == "charged"
-        }
-        trained = {name: size for name, size in sizes.items() if size is not None}
-        if len(set(trained.values())) > 1:
-            listed = ", ".join(f"{name} {size:,.0f}" for name, size in trained.items())
-            sentences.append(
-                f"At epsilon {epsilon:g} those that train do not with the same compute: private "
-                f"rows are {listed} (train.multiplicity, privacy.expected_batch and privacy.steps "
-                "together)."
-            )
-    return sentences
+    sizes: dict[float, dict[str, float]] = {}
+    for row in rows:
+        size = row["mean"].get("private_rows")
+        if row["promise"] == "charged" and size is not None:
+            sizes.setdefault(row["epsilon"], {})[row["row"]] = size
+    return [
+        f"At epsilon {epsilon:g} the rows that train do not train with the same number of private "
+        f"rows: {', '.join(f'{name} {size:,.0f}' for name, size in trained.items())} (steps, batch "
+        "and draws of a record together)."
+        for epsilon, trained in sizes.items()
+        if len(set(trained.values())) > 1
+    ]

@@ -14,7 +14,7 @@ from rapid_dist.config import Recipe
 from rapid_dist.errors import BudgetError
 from rapid_dist.evaluation.suite import INTERNAL
 from rapid_dist.methods import artifacts, catalog
-from rapid_dist.methods.compare_settings import SHARED
+from rapid_dist.methods.compare_settings import is_shared
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
 from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.accounting import epsilons, upper_bound
@@ -137,12 +137,10 @@ def _figures(
 
 
 def _otherwise(recipe: Recipe, piece: Piece) -> dict[str, Any]:
-    """Returns every setting of a piece's run that is not the recipe's, but for what all share."""
+    """Returns every setting of a piece's run that is not the comparison's own."""
     found = changes(recipe, piece.prepared.recipe)
     return {
-        name: now
-        for name, (_, now) in found.items()
-        if name != "method" and not any(f"{name}.".startswith(f"{one}.") for one in SHARED)
+        name: now for name, (_, now) in found.items() if name != "method" and not is_shared(name)
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from rapid_dist.config import Recipe, load_recipe, method_settings, to_tree
@@ -142,6 +143,16 @@ def test_every_gpu_piece_of_quality_is_a_comparison_that_can_be_planned(
         loaded = load_recipe(recipe, [*settings, *compared, "runtime.backend=process"])
         for row in quality.ROWS:
             check_method(method_settings(recipe_of(loaded, where, row, epsilon, 0)))
+
+
+def test_a_gpu_piece_has_the_budgets_own_settings_of_the_comparison(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pieces = _benchmark("gpu/quality").SMALL_BUDGET
+    own = dict(one.split("=") for one in pieces[("mnist", 1.0)])
+    parts = _benchmark("compare_parts")
+    assert {name: yaml.safe_load(one) for name, one in own.items()} == parts.MNIST_BUDGETS[1]
 
 
 def test_every_row_of_every_part_of_the_comparison_is_a_recipe_of_its_method(

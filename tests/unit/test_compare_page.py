@@ -40,28 +40,33 @@ def test_a_table_has_mean_and_spread_and_says_what_best_means() -> None:
     assert "a choice made on private records" in text
     assert "stands beside no published figure" in text
     assert "Failed: c-1-0: no budget" in text
-    assert "- c (c): nothing" in text
+    assert "- c (c): none" in text
 
 
-def _piece(row: str, epsilon: float, method: str, **otherwise: Any) -> dict[str, Any]:
-    return {"piece": f"{row}-{epsilon:g}-0", "row": row, "method": method} | {
-        "epsilon": epsilon, "otherwise": otherwise,
+def _piece(row: str, epsilon: float | None, method: str, **otherwise: Any) -> dict[str, Any]:
+    at = "any" if epsilon is None else f"{epsilon:g}"
+    return {
+        "piece": f"{row}-{at}-0", "row": row, "method": method, "epsilon": epsilon,
+        "otherwise": otherwise,
     }  # fmt: skip
 
 
-def test_a_page_says_what_each_row_has_otherwise_and_at_which_budget() -> None:
+def test_a_page_lists_each_rows_own_settings_and_at_which_budget() -> None:
     slow = {"train.learning_rate": 0.001, "network.attention": [True, False]}
     pieces = [
         _piece("rapid", 1.0, "rapid", **{"privacy.prior_share": 0.4, "train.mode": "late"}),
         _piece("rapid", 10.0, "rapid", **{"train.mode": "late"}),
         _piece("slow", 1.0, "dpdm", **slow),
         _piece("slow", 10.0, "dpdm", **slow),
-        _piece("references", 1.0, "references"),
+        _piece("references", 1.0, "references", **{"prior.nearest": 3}),
+        _piece("references", None, "references", **{"prior.nearest": 1}),
+        _piece("public", None, "public"),
     ]
     assert differences({"pieces": pieces}) == [
         ["rapid", "rapid", "train.mode=late; at 1: privacy.prior_share=0.4"],
         ["slow", "dpdm", "train.learning_rate=0.001; network.attention=[true, false]"],
-        ["references", "references", "nothing"],
+        ["references", "references", "at 1: prior.nearest=3; without a budget: prior.nearest=1"],
+        ["public", "public", "none"],
     ]
 
 
@@ -82,16 +87,16 @@ def test_what_a_method_sets_is_said_in_place_of_the_budgets_setting(tmp_path: Pa
     assert said["dpdm"]["train.multiplicity"] == 32
 
 
-def test_unequal_compute_is_said_and_equal_compute_is_not() -> None:
+def test_unequal_training_is_said_and_equal_training_is_not() -> None:
     def said(draws: float, promise: str = "charged") -> str:
         rows = [_row("rapid", 1.0, 0.5, None), _row("dpdm", 1.0, 0.5, None) | {"promise": promise}]
         rows[0]["mean"]["private_rows"], rows[1]["mean"]["private_rows"] = 1000.0, draws
         return held_equal({"recipe": "digits", "rows": [*rows, _row("public", 1.0, 0.1, None)]})
 
-    assert "At epsilon 1 those that train do not with the same compute" in said(32000.0)
+    assert "At epsilon 1 the rows that train do not train with the same number" in said(32000.0)
     assert "rapid 1,000, dpdm 32,000" in said(32000.0)
-    assert "compute" not in said(1000.0)
-    assert "compute" not in said(32000.0, promise="none")  # It is a ceiling, and no rival.
+    assert "same number" not in said(1000.0)
+    assert "same number" not in said(32000.0, promise="none")  # It is a ceiling, and no rival.
 
 
 def test_names_at_the_ends_of_lines_stand_apart_and_inside_the_figure() -> None:

@@ -40,7 +40,7 @@ def test_every_recipe_becomes_one_of_every_method_by_one_override(recipe: str, m
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_dp_ldm_trains_a_tenth_of_the_network(recipe: str) -> None:
+def test_dp_ldm_trains_a_tenth_of_a_network_with_attention_in_every_block(recipe: str) -> None:
     settings = _of(recipe, "method=dp_ldm", "network.attention=[true, true]")
     network = shape_of(settings)
     few = restrict_trainable(network, settings.train.trainable, settings.train.blocks)
