@@ -117,11 +117,11 @@ def documented(result: dict[str, Any]) -> str:
                 mean = f"{row['mean']['mean']:.3f}" + (f" ± {spread:.3f}" if spread else "")
                 line[f"mean / best at {epsilon:g}"] = mean + best
                 line[f"FID-like at {epsilon:g}"] = f"{row['mean']['frechet']:.2f}"
-        last = own[-1]["mean"]
+        last, seeds = own[-1]["mean"], [row["seeds"] for row in own]
         lines.append(
             line
             | {
-                "seeds": own[-1]["seeds"],
+                "seeds": ", ".join(map(str, seeds if len(set(seeds)) > 1 else seeds[:1])),
                 "evaluations": f"{last['nfe']:.0f}",
                 "seconds": f"{last['seconds']:.0f}",
                 "GB": "" if last["rss_gb"] is None else f"{last['rss_gb']:.1f}",
