@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, arguments, in_document, table, write
-from compare_add import added, require_same, write_sheet
+from compare_add import FREE, added, require_same, write_sheet
 from compare_parts import Part, Settings, parts
 
-from rapid_dist.config import Recipe, load_recipe, to_tree
+from rapid_dist.config import Recipe, load_recipe, parse_recipe, to_tree
 from rapid_dist.release.compare_plots import quality_svg
 from rapid_dist.release.compare_rows import differences
 from rapid_dist.runtime.compare import run_compare
 from rapid_dist.runtime.compare_results import series_of
+from rapid_dist.runtime.run_directory import changes
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "results.md"
 
@@ -132,7 +133,13 @@ def documented(result: dict[str, Any]) -> str:
 
 def _differences(result: dict[str, Any]) -> str:
     """Returns a list, folded, of what all rows have otherwise than the recipe, and each one."""
-    of_all = parts()[result["part"]].overrides
+    recipe = result["recipe"]
+    given = changes(load_recipe(recipe), parse_recipe(result["settings"]))
+    of_all = [
+        f"{name}={now if isinstance(now, str) else json.dumps(now)}"
+        for name, (_, now) in given.items()
+        if name != "data.root" and name.partition(".")[0] not in FREE
+    ]
     own = [
         f"- `{row}`" + ("" if row == method else f" ({method})") + f": {said}"
         for row, method, said in differences(result)
@@ -140,7 +147,7 @@ def _differences(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             "\n\n<details><summary>Settings: of all rows, and of each alone</summary>\n",
-            f"- all: recipe `{result['recipe']}`{''.join(f'; {one}' for one in of_all)}",
+            f"- all: {'; '.join([f'recipe `{recipe}`', *of_all])}",
             *own,
             "\n</details>",
         ]

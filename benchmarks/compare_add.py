@@ -15,7 +15,7 @@ from rapid_dist.runtime.compare_results import SHOWN, rows_of
 
 FACTS = ("command", "machine", "versions", "code", "cost", "seeds", "methods")  # Of one go each.
 # Where and how a run is made; all else has to be the same.
-_FREE = ("runtime", "tracking", "compare")
+FREE = ("runtime", "tracking", "compare")
 _ROWS = "rows"  # The names of a sheet's rows, in the text of its PNG.
 _OF_A_GO = ("methods", "epsilons", "seeds", "first_seed", "variants", "budgets")
 
@@ -117,7 +117,7 @@ def require_same(earlier: dict[str, Any], recipe: Recipe) -> None:
     old, new = earlier["settings"], to_tree(recipe)
     old = to_tree(parse_recipe(old))  # Settings newer than it are at their defaults.
     old["data"]["root"] = new["data"]["root"]
-    differ = {name for name in new if name not in _FREE and old[name] != new[name]}
+    differ = {name for name in new if name not in FREE and old[name] != new[name]}
     differ |= {
         f"compare.{name}"
         for name in set(new["compare"]) - set(_OF_A_GO)

@@ -92,9 +92,9 @@ def _untrained(recipe: str) -> dict[str, Settings]:
     """Returns the strongest rivals of `rapid` that train nothing on private records.
 
     The prior has all of the budget: its references jittered as `rapid` has them, and the adapted
-    public model, with which `rapid` begins, from there on. And DP-RDM, whose rounds are as many as
-    planned, nothing of it is ever made again, and whose neighbours are about the units of a class
-    that a round is likely to hold: fewer leave more noise on their mean, more are not there.
+    public model, with which `rapid` begins, from there on. DP-RDM has no reserve, because no round
+    is ever asked again; its neighbours are about the units of a class that a round is likely to
+    hold: fewer leave more noise on their mean, more are not there.
     """
     own = load_recipe(recipe)
     jitter = to_tree(own)["prior"]["jitter"]
