@@ -16,6 +16,10 @@ from rapid_dist.runtime.compare_results import SHOWN, rows_of
 FACTS = ("command", "machine", "versions", "code", "cost", "seeds", "methods")  # Of one go each.
 # Where and how a run is made; all else has to be the same.
 FREE = ("runtime", "tracking", "compare")
+_OF_THE_LAST = (
+    "the pieces of this command alone; of those before it, see earlier. What was ever charged to "
+    "the data set counts all that stands on this part's ledger."
+)
 _ROWS = "rows"  # The names of a sheet's rows, in the text of its PNG.
 _OF_A_GO = ("methods", "epsilons", "seeds", "first_seed", "variants", "budgets")
 
@@ -24,7 +28,8 @@ def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Returns the pieces of both and their rows; a new piece takes the place of that of its name.
 
     One that is not done takes nobody's, but that of a piece of other settings. ``earlier`` in the
-    result has the command, machine and cost of every go before.
+    result has the command, machine and cost of every go before; ``cost`` itself says that it is of
+    the last one alone.
     """
     pieces = {one["piece"]: one for one in earlier["pieces"]}
     for one in found["pieces"]:
@@ -40,6 +45,7 @@ def added(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         **found,
         "pieces": ordered,
         "rows": rows_of(ordered),
+        "cost": {**found["cost"], "of": _OF_THE_LAST},
         "methods": list(places),
         "seeds": len({one["seed"] for one in ordered}),
         "earlier": [

@@ -88,17 +88,21 @@ class Part:
     seeds: int = 3
 
 
-def _untrained(recipe: str) -> dict[str, Settings]:
+def _untrained(recipe: str, smallest: float | None = None) -> dict[str, Settings]:
     """Returns the strongest rivals of `rapid` that train nothing on private records.
 
     The prior has all of the budget: its references jittered as `rapid` has them, and the adapted
     public model, with which `rapid` begins, from there on. DP-RDM has no reserve, because no round
-    is ever asked again; its neighbours are about the units of a class that a round is likely to
-    hold: fewer leave more noise on their mean, more are not there.
+    is ever asked again; its neighbours are about the units of the smallest class that a round is
+    likely to hold: fewer leave more noise on their mean, more are not there.
+
+    Args:
+      smallest: the part of the units that the smallest class has; None = all have as many.
     """
     own = load_recipe(recipe)
     jitter = to_tree(own)["prior"]["jitter"]
-    units = own.num_units / own.data.private.num_classes * own.private_index.sample_rate
+    share = smallest or 1 / own.data.private.num_classes
+    units = own.num_units * share * own.private_index.sample_rate
     return {
         "references-jittered": {"method": "references", "prior.jitter": jitter},
         "adapted": {"method": "rapid", "privacy.prior_share": 1},
@@ -124,6 +128,7 @@ def ablations(
     overrides: tuple[str, ...],
     splits: tuple[int, ...],
     multiplicities: tuple[int, ...],
+    batches: tuple[tuple[int, int], ...],
     clusters: tuple[int, ...],
     budgets: dict[float, Settings],
 ) -> dict[str, Part]:
@@ -132,6 +137,7 @@ def ablations(
     Args:
       epsilons: of those of the prior; the others are at the last of them.
       splits: the split steps beside the recipe's own; as the other values.
+      batches: expected batches, with the steps of which the recipe's number of draws is made.
       budgets: what else holds at an epsilon, where the prior is what is changed.
     """
     own = load_recipe(recipe, list(overrides))
@@ -158,6 +164,12 @@ def ablations(
         **modes,
         **_varied("split.split_step", *splits),
         **_varied("train.multiplicity", *multiplicities),
+        **{
+            f"batch-{batch}": {"privacy.expected_batch": batch, "privacy.steps": steps}
+            for batch, steps in batches
+        },
+        **_varied("train.ema_decay", 0.9, 0.995),
+        **_varied("train.trainable", "last_blocks", "lora_all"),
         # What is no reference pretrains: told beside the figures.
         **_varied("data.reference_share", 0.05, 0.2, 0.8),
         **{
@@ -175,7 +187,9 @@ def ablations(
         **{
             name: {**queried, **one}
             for name, one in (
-                _varied("split.query_step", 500, 850) | _varied("sampling.top_m", 4, 16)
+                _varied("split.query_step", 500, 850)
+                | _varied("sampling.top_m", 4, 16)
+                | _varied("knowledge_base.keys", "pixels")
             ).items()
         },
     }
@@ -216,7 +230,7 @@ def parts() -> dict[str, Part]:
             # As many draws of a scan for all that train, the recipe's own: the same compute.
             variants={
                 **{row: {**changes, "train.multiplicity": 2} for row, changes in CUT.items()},
-                **_untrained("pneumonia"),
+                **_untrained("pneumonia", smallest=0.25),
             },
             epsilons=(10,),
             seeds=1,
@@ -229,6 +243,7 @@ def parts() -> dict[str, Part]:
             overrides=("pretrain.steps=1000",),
             splits=(250, 450, 690),
             multiplicities=(4, 8),
+            batches=((128, 560), (1024, 70)),
             clusters=(100, 1600),
             budgets=DIGITS_BUDGETS,
         ),
@@ -239,6 +254,7 @@ def parts() -> dict[str, Part]:
             overrides=SMALL_MNIST,
             splits=(250, 450, 680),
             multiplicities=(4,),
+            batches=((256, 240), (4096, 15)),
             clusters=(1000, 20000),
             budgets={},
         ),

@@ -7,8 +7,10 @@ asks for. Where they are not installed, bring their wheels:
     pip install --no-index --find-links WHEELS 'rapid-dist[train]'
 
 After ``--minutes`` the piece is stopped, as by Ctrl-C, and the same command goes on from its last
-checkpoint; so what is in ``--runs`` has to stay on the machine until a piece is whole. Its figures
-are then in ``DIR/<piece>.json``, with the minutes of all its attempts in them.
+checkpoint; so what is in ``--runs`` has to stay on the machine until a piece is whole. Training
+goes on from its checkpoints, public and private; clusters, samples and classifiers begin anew, so
+each of them has to fit one call. Figures are then in ``DIR/<piece>.json``, with the minutes of all
+attempts in them.
 """
 
 import importlib.util

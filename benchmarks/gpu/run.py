@@ -1,4 +1,7 @@
-"""Runs the rows that need a GPU, a piece at a time, each within 8 minutes in one plain process.
+"""Runs the rows that need a GPU, a piece at a time, in one plain process.
+
+A piece takes no more than 8 minutes; those of quality take as many calls of at most 9.5 as they
+need, and go on where the last one stopped.
 
     python benchmarks/gpu/run.py --list
     python benchmarks/gpu/run.py step-cifar-16 --out DIR

@@ -169,9 +169,9 @@ _READING = (
 _SECONDS = (
     "private rows: steps, expected batch and draws a record together, what a method trains with on "
     "private records; - where it trains on none. seconds: without public stages and without "
-    "evaluation. public seconds: of the stages on public data alone, made once and shared; 0 where "
-    "they were there before. peak GB: resident memory of all processes of a piece on this machine, "
-    "shared pages counted in each."
+    "evaluation. public seconds: of the stages on public data alone, made once and shared: those "
+    "of all that a row uses, whoever made it; - where an earlier version did, unnoted. peak GB: "
+    "resident memory of all processes of a piece on this machine, shared pages counted in each."
 )
 
 

@@ -15,6 +15,7 @@ from rapid_dist.errors import BudgetError
 from rapid_dist.evaluation.suite import INTERNAL
 from rapid_dist.methods import artifacts, catalog
 from rapid_dist.methods.compare_settings import is_shared
+from rapid_dist.methods.contamination_stage import without_dropped
 from rapid_dist.methods.sampling_stages import SAMPLES_FILE, class_names
 from rapid_dist.methods.seal import read_table
 from rapid_dist.privacy.accounting import epsilons, upper_bound
@@ -28,6 +29,7 @@ from rapid_dist.runtime.compare_piece import AGAIN, read_book, read_mark
 from rapid_dist.runtime.compare_plan import PIECES, Piece
 from rapid_dist.runtime.results import versions
 from rapid_dist.runtime.run_directory import Places, changes
+from rapid_dist.runtime.stage_times import seconds_of_making
 from rapid_dist.storage import Storage, open_storage
 
 SHOWN = 10  # Samples a row of the sheet.
@@ -51,7 +53,6 @@ def write_results(
         takes a minute and gigabytes; on the way a bound that takes none is shown.
     """
     summaries = {piece.name: _summary(piece) for piece in done}
-    making = _seconds_of_making(done, summaries)
     states = []
     for piece in pieces:
         state: dict[str, Any] = {
@@ -71,7 +72,7 @@ def write_results(
         if piece.name in summaries:
             state["state"] = "done"
             state["code"] = read_mark(piece.out).get("code")
-            state["figures"] = _figures(piece, summaries[piece.name], making)
+            state["figures"] = _figures(piece, summaries[piece.name])
         states.append(state)
     rows = rows_of(states)
     quality = [_quality(piece) for piece in done]
@@ -106,9 +107,7 @@ def write_results(
     return result
 
 
-def _figures(
-    piece: Piece, summary: Mapping[str, Any], making: Mapping[str, float]
-) -> dict[str, float | None]:
+def _figures(piece: Piece, summary: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns everything that is known of one piece, flat and by name."""
     quality, seconds = summary["quality"], summary["seconds"]
     fidelity, near = quality["fidelity"], quality["memorisation"]
@@ -118,6 +117,9 @@ def _figures(
         for stage, took in seconds.items()
         if stage not in public and stage not in ("total", *_NOT_THE_METHODS)
     ]
+    store = open_storage(piece.prepared.places.public)
+    making = [seconds_of_making(store.child(name)) for name in public.values()]
+    known = [took for took in making if took is not None]
     peak = read_book(piece.out).get("peak", {})
     return {
         **(quality["classifiers"] or {}),
@@ -129,7 +131,7 @@ def _figures(
         "private_rows": piece.private_rows,
         "nfe": summary["sampling"]["nfe"],
         "seconds": round(sum(own), 3),
-        "public_seconds": round(sum(making[name] for name in public.values()), 3),
+        "public_seconds": round(sum(known), 3) if len(known) == len(making) else None,
         "rss_gb": peak.get("rss_gb"),
         "cuda_gb": peak.get("cuda_gb"),
         "epsilon_spent": summary["privacy"].get("epsilon"),
@@ -192,24 +194,12 @@ def series_of(rows: Sequence[Mapping[str, Any]], chief: str) -> list[Series]:
     ]
 
 
-def _seconds_of_making(
-    done: Sequence[Piece], summaries: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
-    """Returns how long each public artefact took: whoever finds it there has taken no time."""
-    found: dict[str, float] = {}
-    for piece in done:
-        for stage, name in _artifacts(piece).items():
-            took = float(summaries[piece.name]["seconds"].get(stage, 0.0))
-            found[name] = max(found.get(name, 0.0), took)
-    return found
-
-
 def _artifacts(piece: Piece) -> dict[str, str]:
     """Returns the names of a piece's public artefacts, by the stages that make them."""
-    prepared = piece.prepared
+    settings = without_dropped(piece.prepared.settings, open_storage(piece.out))
     return {
-        stage.name: stage.artifact(prepared.settings)
-        for stage in prepared.stages
+        stage.name: stage.artifact(settings)
+        for stage in piece.prepared.stages
         if stage.artifact is not None
     }
 

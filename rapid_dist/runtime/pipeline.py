@@ -44,6 +44,7 @@ from rapid_dist.runtime.recording import record_internal, record_lineage, record
 from rapid_dist.runtime.room import searchers_beside
 from rapid_dist.runtime.run_directory import Places, RunDirectory, places, require_writable
 from rapid_dist.runtime.signals import Notice, stop_on_sigterm
+from rapid_dist.runtime.stage_times import timed
 from rapid_dist.runtime.tracking import TrackedRun, Tracker
 from rapid_dist.runtime.tracking_place import internal_place, server_of, tracking_place
 from rapid_dist.runtime.unclaimed import finish_unclaimed
@@ -193,8 +194,9 @@ def _run(
                 progress.note(f"{stage.name:<14} done before")
                 continue
             with tracked.child(stage.name) as child, figures.of(child):
-                with directory.stage(stage.name):
-                    stage.run(contamination_stage.effective(context))
+                now = contamination_stage.effective(context)
+                with timed(directory, stage, now):
+                    stage.run(now)
                 took = directory.seconds([stage.name])[stage.name]
                 child.log_metrics({"seconds": took})
             progress.note(f"{stage.name:<14} done in {clock_time(took)}")

@@ -32,6 +32,7 @@ from rapid_dist.runtime.chosen import score_run
 from rapid_dist.runtime.figures import Figures
 from rapid_dist.runtime.progress import Progress
 from rapid_dist.runtime.run_directory import RunDirectory
+from rapid_dist.runtime.stage_times import timed
 from rapid_dist.storage import open_storage
 
 
@@ -96,7 +97,7 @@ def build_public(job: TrialJob) -> None:
         context, stages, directory = _open(job, open_things)
         for stage in stages:
             if stage.artifact is not None:
-                with directory.stage(stage.name):
+                with timed(directory, stage, context):
                     stage.run(context)
 
 

@@ -145,9 +145,11 @@ def test_public_stages_are_made_once_and_count_for_all_who_use_them(
     first: tuple[Path, dict[str, Any], Stops],
 ) -> None:
     out, result, _ = first
-    assert len(list((out.parent / "public").glob("denoiser-*"))) == 1
+    (denoiser,) = (out.parent / "public").glob("denoiser-*")
+    made = json.loads((denoiser / "made.json").read_text())["seconds"]
     spent = {(row["row"], row["epsilon"]): row["mean"]["public_seconds"] for row in result["rows"]}
-    assert spent["rapid", 1] == spent["rapid", 10] >= spent["public", None] > 0
+    assert spent["rapid", 1] == spent["rapid", 10] >= spent["public", None]
+    assert spent["public", None] >= made > 0
     assert spent["dpdm", 1] == 0
 
 

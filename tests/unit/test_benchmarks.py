@@ -223,7 +223,8 @@ def _comparison(*seeds: int, rows: tuple[str, ...] = ("rapid",), **recipe: Any) 
         for seed in seeds
     ]  # fmt: skip
     settings = to_tree(_compared(*seeds, rows=rows, **recipe))
-    return {"pieces": pieces, "command": f"seeds {seeds}", "settings": settings}
+    cost = {"pieces": len(pieces), "sentence": "It cost much."}
+    return {"pieces": pieces, "command": f"seeds {seeds}", "settings": settings, "cost": cost}
 
 
 def _compared(
@@ -259,6 +260,8 @@ def test_a_later_go_of_a_comparison_adds_seeds_and_rows(monkeypatch: pytest.Monk
     every = module.added(both, other)
     assert every["methods"] == ["rapid", "dpdm"]
     assert [one["command"] for one in every["earlier"]] == ["seeds (0, 1)", "seeds (2,)"]
+    assert [one["cost"]["pieces"] for one in every["earlier"]] == [2, 1]
+    assert every["cost"]["of"].startswith("the pieces of this command alone")
 
 
 def test_a_sheet_shows_the_latest_piece_of_each_rows_first_seed(

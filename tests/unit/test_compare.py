@@ -26,6 +26,7 @@ from rapid_dist.runtime.compare_memory import PeakMemory, tree_rss
 from rapid_dist.runtime.compare_piece import PieceJob
 from rapid_dist.runtime.compare_plan import prepare_compare
 from rapid_dist.runtime.compare_results import _cost, _one_of_each
+from rapid_dist.runtime.stage_times import MADE
 from rapid_dist.storage import open_storage
 
 
@@ -237,7 +238,7 @@ def test_a_failed_piece_is_told_and_tried_again_and_all_is_its_owners_alone(tmp_
     assert [one["state"] for one in result["pieces"]] == ["done", "failed", "done"]
     (row,) = result["rows"]
     assert (row["seeds"], row["of"], row["mean"]["seconds"]) == (2, 3, 2.0)
-    assert row["mean"]["public_seconds"] == 5.0
+    assert row["mean"]["public_seconds"] is None  # Nobody has noted it.
     assert result["cost"]["sentence"].startswith("No piece of this comparison was charged")
     assert stat.S_IMODE(out.stat().st_mode) == 0o700
     for name in ("compare.json", "compare.html", "compare.svg", "compare-samples.png"):
@@ -262,6 +263,22 @@ def test_a_torn_file_of_a_piece_is_named_with_what_to_do(tmp_path: Path) -> None
             run_compare(recipe, str(out), run_one=_pretend)
         file.write_bytes(whole)
     run_compare(recipe, str(out), run_one=_pretend)
+
+
+def test_a_public_stage_takes_as_long_as_it_took_whoever_made_it(
+    tmp_path: Path,
+) -> None:
+    recipe = _recipe("compare.methods=[public]", "compare.seeds=1")
+    out = str(tmp_path / "c")
+    (piece,) = prepare_compare(recipe, out).pieces
+    public = open_storage(piece.prepared.places.public)
+    made = public.child(artifacts.pretrain_name(piece.prepared.settings))
+    made.write(MADE, b'{"seconds": 11.5}')
+    (row,) = run_compare(recipe, out, run_one=_pretend)["rows"]
+    assert (row["mean"]["public_seconds"], row["mean"]["seconds"]) == (11.5, 2.0)
+    made.write(MADE, b'{"sec')
+    with pytest.raises(CheckpointError, match=f"{MADE} is torn. Delete it"):
+        run_compare(recipe, out, run_one=_pretend)
 
 
 def test_a_row_of_samples_shows_the_classes_in_turn() -> None:
