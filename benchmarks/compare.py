@@ -125,10 +125,15 @@ def documented(result: dict[str, Any]) -> str:
                 "seeds": ", ".join(map(str, seeds if len(set(seeds)) > 1 else seeds[:1])),
                 "evaluations": f"{last['nfe']:.0f}",
                 "seconds": f"{last['seconds']:.0f}",
-                "GB": "" if last["rss_gb"] is None else f"{last['rss_gb']:.1f}",
+                "public seconds": _known(last["public_seconds"], 0),
+                "GB": _known(last["rss_gb"], 1),
             }
         )
     return table(lines, list(lines[0])) + _differences(result)
+
+
+def _known(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _differences(result: dict[str, Any]) -> str:

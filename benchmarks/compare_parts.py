@@ -88,21 +88,17 @@ class Part:
     seeds: int = 3
 
 
-def _untrained(recipe: str, smallest: float | None = None) -> dict[str, Settings]:
+def _untrained(recipe: str) -> dict[str, Settings]:
     """Returns the strongest rivals of `rapid` that train nothing on private records.
 
     The prior has all of the budget: its references jittered as `rapid` has them, and the adapted
     public model, with which `rapid` begins, from there on. DP-RDM has no reserve, because no round
-    is ever asked again; its neighbours are about the units of the smallest class that a round is
-    likely to hold: fewer leave more noise on their mean, more are not there.
-
-    Args:
-      smallest: the part of the units that the smallest class has; None = all have as many.
+    is ever asked again; its neighbours are about the units that a round is likely to hold of a
+    class, were all as large: fewer leave more noise on their mean, more are not there.
     """
     own = load_recipe(recipe)
     jitter = to_tree(own)["prior"]["jitter"]
-    share = smallest or 1 / own.data.private.num_classes
-    units = own.num_units * share * own.private_index.sample_rate
+    units = own.num_units / own.data.private.num_classes * own.private_index.sample_rate
     return {
         "references-jittered": {"method": "references", "prior.jitter": jitter},
         "adapted": {"method": "rapid", "privacy.prior_share": 1},
@@ -230,7 +226,7 @@ def parts() -> dict[str, Part]:
             # As many draws of a scan for all that train, the recipe's own: the same compute.
             variants={
                 **{row: {**changes, "train.multiplicity": 2} for row, changes in CUT.items()},
-                **_untrained("pneumonia", smallest=0.25),
+                **_untrained("pneumonia"),
             },
             epsilons=(10,),
             seeds=1,
